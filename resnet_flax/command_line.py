@@ -1,0 +1,85 @@
+"""Flags from a configuration's fields, and errors as one line with the right exit code."""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from resnet_flax.config import RECIPES, TrainConfig, flag
+from resnet_flax.errors import InputError, TrainingError
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An `argparse` parser whose errors are one line, with the flag that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and exits with code 2."""
+        word = message.rpartition("unrecognized arguments: ")[2].split()[0]
+        near = difflib.get_close_matches(word, self._option_string_actions, n=1)
+        hint = f"did you mean {near[0]}?" if near and "unrecognized" in message else "see --help"
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}; {hint}\n")
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """Reads a `TrainConfig` from the command line; the recipe fills in what no flag sets.
+
+    Raises:
+        InputError: when a value is out of range.
+        SystemExit: for ``--help`` (code 0) and for unknown or malformed flags (code 2).
+    """
+    parser = OneLineParser(
+        description="Trains a residual network on Fashion-MNIST, as D2L's ResNet section does.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    hints = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        text = field.metadata["help"]
+        if hints[field.name] is bool:
+            parser.add_argument(flag(field.name), action="store_true", help=text)
+            continue
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        kind = _plain_type(hints[field.name])
+        metavar = None if "choices" in field.metadata else kind.__name__.upper()
+        parser.add_argument(
+            flag(field.name),
+            type=kind,
+            choices=field.metadata.get("choices"),
+            metavar=metavar,
+            help=text,
+        )
+    given = vars(parser.parse_args(arguments))
+    recipe = given.get("recipe", TrainConfig.recipe)
+    return TrainConfig(**{**RECIPES[recipe], **given})
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Runs a program's body; returns its exit code, with errors printed as one line on stderr."""
+    try:
+        command()
+    except InputError as error:
+        return _report(f"error: {error}", BAD_INPUT)
+    except TrainingError as error:
+        return _report(f"failed: {error}", FAILED)
+    except KeyboardInterrupt:
+        return _report("interrupted: the finished epochs are kept, --resume goes on", INTERRUPTED)
+    return 0
+
+
+def _report(message: str, code: int) -> int:
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    return code
+
+
+def _plain_type(hint: type | types.UnionType) -> type:
+    """``int | None`` -> ``int``."""
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
+    return kinds[0]

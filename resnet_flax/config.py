@@ -1,0 +1,77 @@
+"""What a training run is asked to do: `TrainConfig`, and the recipes as data."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resnet_flax.errors import InputError
+from resnet_flax.model import ARCHITECTURES
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "d2l": {"epochs": 10, "batch_size": 256, "learning_rate": 0.05, "image_size": 96},
+}
+"""Name -> what it sets where no flag does. D2L, section "Residual Networks (ResNet)", Training."""
+
+DTYPES = ("float32", "bfloat16")
+
+
+def _option(description: str, default: Any, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": description, **metadata})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Each field is a flag of ``train.py``; its help text is its description.
+
+    Raises:
+        InputError: when a value is out of range; the message names the flag.
+    """
+
+    epochs: int = _option("passes over the training set", 10, at_least=1)
+    batch_size: int = _option("images in a training step", 256, at_least=1)
+    learning_rate: float = _option("step size of SGD", 0.05)
+    image_size: int = _option(
+        "height and width the 28x28 images are resized to, in pixels", 96, at_least=1, at_most=1024
+    )
+    model: str = _option("network", "resnet18", choices=tuple(ARCHITECTURES))
+    recipe: str = _option(
+        "named set of defaults for the flags above", "d2l", choices=tuple(RECIPES)
+    )
+    seed: int = _option(
+        "decides initial weights and order of images", 0, at_least=0, at_most=2**32 - 1
+    )
+    dtype: str = _option("of the computation; parameters stay float32", "float32", choices=DTYPES)
+    data_dir: Path | None = _option("folder of the TFDS data sets (default: TFDS' own)", None)
+    run_dir: Path | None = _option("folder of this run (default: runs/DATE-TIME)", None)
+    resume: bool = _option(
+        "go on from the last checkpoint of --run-dir, or of the newest run", False
+    )
+    train_examples: int | None = _option(
+        "train on the first N images only (default: all 60000)", None, at_least=1
+    )
+    test_examples: int | None = _option(
+        "test on the first N images only (default: all 10000)", None, at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            value, rule = getattr(self, option.name), option.metadata
+            name = flag(option.name)
+            if value is None:
+                continue
+            if "choices" in rule and value not in rule["choices"]:
+                choices = ", ".join(rule["choices"])
+                raise InputError(f"unknown {name} {value!r}: choose from {choices}")
+            if "at_least" in rule and value < rule["at_least"]:
+                raise InputError(f"{name} must be at least {rule['at_least']}, not {value}")
+            if "at_most" in rule and value > rule["at_most"]:
+                raise InputError(f"{name} must be at most {rule['at_most']}, not {value}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"--learning-rate must be a positive number, not {self.learning_rate}")
+
+
+def flag(name: str) -> str:
+    """The flag of a field: ``batch_size`` -> ``--batch-size``."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,436 @@
+"""Fashion-MNIST through TensorFlow Datasets (TFDS), without TensorFlow, as plain NumPy arrays.
+
+TFDS reads a prepared folder without TensorFlow, but prepares `fashion_mnist` with it. So a subclass
+of TFDS' own builder prepares the standard folder here, from the first source that has the raw
+files, and any stock `tfds.builder("fashion_mnist")` can read it afterwards. Whatever the source,
+what is returned has passed one check: the SHA-256 of the decoded content.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import io
+import os
+import struct
+import subprocess
+import tempfile
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_flax.errors import InputError
+
+# fmt: off
+FASHION_MNIST_CLASSES: tuple[str, ...] = (
+    "t-shirt", "trouser", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)
+# fmt: on
+"""D2L's names of the labels 0 to 9, in TFDS' order."""
+
+_NAME, _VERSION = "fashion_mnist", "3.0.1"
+_SIZES = {"train": 60_000, "test": 10_000}
+_SIDE = 28  # pixels
+# Of the original files' bytes after their headers, in the order of the decoded copy below.
+_CONTENT_SHA256 = "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f"
+_DEBIAN_PACKAGE = "dataset-fashion-mnist"
+_DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_NETWORK_TIMEOUT = 10  # seconds without an answer; TFDS would retry for minutes, then wait forever
+_COMMAND_TIMEOUT = 300  # seconds for one apt-get or dpkg-deb
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images in memory.
+
+    Attributes:
+        images: uint8, (N, height, width, channels); Fashion-MNIST's are (N, 28, 28, 1).
+        labels: int32, (N,), each the index of a name in `FASHION_MNIST_CLASSES`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, count: int | None) -> "Dataset":
+        """Returns the first `count` examples, or all of them if `count` is None.
+
+        Raises:
+            InputError: if `count` is less than 1 or more than there are.
+        """
+        if count is None:
+            return self
+        if not 1 <= count <= len(self):
+            raise InputError(f"cannot take the first {count} of {len(self)} examples")
+        return Dataset(self.images[:count], self.labels[:count])
+
+
+def load_fashion_mnist(
+    data_dir: Path | None = None, *, report: Callable[[str], None] = lambda line: None
+) -> tuple[Dataset, Dataset]:
+    """Loads Fashion-MNIST; prepares it first, as TFDS would, if `data_dir` does not hold it yet.
+
+    The raw files come from the first of: `<data_dir>/downloads/manual` (TFDS' folder for files
+    fetched by hand), Debian's package dataset-fashion-mnist if it is installed, TFDS' registered
+    URLs, Debian's archive through apt-get (no root needed). The decoded arrays are kept beside the
+    prepared folder, so that later starts take a moment.
+
+    Args:
+        data_dir: TFDS' data folder; None means TFDS' own default, `$TFDS_DATA_DIR` or
+            `~/tensorflow_datasets`.
+        report: receives a line before each step that takes time.
+
+    Returns:
+        The training set of 60,000 examples and the test set of 10,000, each in the order of the
+        original files (not in TFDS' order, which shuffles by a hash), the same on every machine.
+
+    Raises:
+        InputError: if no source has the data, `data_dir` cannot be written, a file supplied by
+            hand is not Fashion-MNIST's, or the prepared folder is damaged or holds other data.
+
+    Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST", 2017 (arXiv:1708.07747).
+    """
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    folder = Path(data_dir or default).expanduser()
+    try:
+        content = _read_decoded(folder, report)
+        if content is None:
+            if not (folder / _NAME / _VERSION).exists():
+                _prepare(folder, report)
+            content = _read_prepared(folder, report)
+            _write_decoded(folder, content, report)
+    except OSError as error:  # no permission, no space, a file in the place of a folder
+        raise InputError(f"cannot keep Fashion-MNIST in {folder}: {_one_line(error)}") from error
+    return _as_datasets(content)
+
+
+def shuffled_batches(
+    num_examples: int, batch_size: int, *, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """Returns one epoch's batches: every index once, in an order set by `seed` and `epoch` alone.
+
+    Args:
+        num_examples: how many examples there are.
+        batch_size: examples per batch.
+        seed: the run's seed, 0 to 2**64 - 1.
+        epoch: the epoch's number; each has its own order of the samples.
+
+    Returns:
+        int32 index arrays of shape (batch_size,); the last holds what is left and may be smaller.
+    """
+    # The raw stream of a bit generator never changes between NumPy versions; what
+    # `Generator.permutation` makes of it may.
+    random = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
+    order = np.argsort(random.random_raw(num_examples), kind="stable").astype(np.int32)
+    return np.split(order, range(batch_size, num_examples, batch_size))
+
+
+# --- The decoded copy: train images, train labels, test images, test labels, all bytes (55 MB).
+
+
+def _as_datasets(content: np.ndarray) -> tuple[Dataset, Dataset]:
+    train_pixels, test_pixels = (size * _SIDE * _SIDE for size in _SIZES.values())
+    ends = np.cumsum([train_pixels, _SIZES["train"], test_pixels])
+    parts = np.split(content, ends)
+    train, test = (
+        Dataset(images.reshape(-1, _SIDE, _SIDE, 1), labels.astype(np.int32))
+        for images, labels in (parts[:2], parts[2:])
+    )
+    return train, test
+
+
+def _decoded_path(folder: Path) -> Path:
+    # A file, because TFDS takes any *folder* here for a version or a configuration.
+    return folder / _NAME / f"decoded-{_VERSION}.bin"
+
+
+def _read_decoded(folder: Path, report: Callable[[str], None]) -> np.ndarray | None:
+    path = _decoded_path(folder)
+    if not path.exists():
+        return None
+    content = np.fromfile(path, dtype=np.uint8)
+    if _sha256(content.data) == _CONTENT_SHA256:
+        return content
+    report(f"Fashion-MNIST: {path} is damaged, rebuilding it")
+    return None
+
+
+def _write_decoded(folder: Path, content: np.ndarray, report: Callable[[str], None]) -> None:
+    try:
+        with _staging(folder) as staging:
+            content.tofile(staging / "decoded")
+            (staging / "decoded").replace(_decoded_path(folder))
+    except OSError as error:  # a shared, read-only data folder still loads, only more slowly
+        report(f"Fashion-MNIST: decoded copy not kept: {_one_line(error)}")
+
+
+# --- The prepared folder.
+
+
+def _read_prepared(folder: Path, report: Callable[[str], None]) -> np.ndarray:
+    prepared = folder / _NAME / _VERSION
+    report(f"Fashion-MNIST: decoding {prepared}")
+    mend = "move it away and start again, or choose another data folder"
+    with _quiet_tfds() as tfds:
+        try:
+            builder = tfds.builder(f"{_NAME}:{_VERSION}", data_dir=folder)
+            parts = [part for split in _SIZES for part in _decode_split(builder, split)]
+        except Exception as error:  # TFDS and array_record raise errors of many kinds
+            raise InputError(f"cannot read {prepared} ({_one_line(error)}): {mend}") from error
+    content = np.concatenate(parts)
+    if _sha256(content.data) != _CONTENT_SHA256:
+        raise InputError(f"{prepared} does not hold Fashion-MNIST (its SHA-256 differs): {mend}")
+    return content
+
+
+def _decode_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a split's image and label bytes in the original files' order."""
+    if builder.info.file_format.value == "tfrecord":  # what TFDS prepares with TensorFlow
+        deserialize = builder.info.features.deserialize_example_np
+        files = builder.info.splits[split].filepaths
+        examples = [deserialize(record) for file in files for record in _tfrecords(Path(file))]
+    else:
+        source = builder.as_data_source(split)
+        examples = source.__getitems__(range(len(source)))
+    # TFDS stores the examples by the MD5 of the split's name and the example's number.
+    keys = [hashlib.md5(f"{split}{i}".encode()).digest() for i in range(len(examples))]
+    original = np.argsort(sorted(range(len(keys)), key=keys.__getitem__))
+    images = np.stack([example["image"] for example in examples])
+    labels = np.array([example["label"] for example in examples], dtype=np.uint8)
+    return images[original].reshape(-1), labels[original]
+
+
+def _tfrecords(path: Path) -> Iterator[bytes]:
+    """Yields a TFRecord file's records; their checksums are left to the one over all content."""
+    with path.open("rb") as file:
+        while header := file.read(12):  # the record's length in 8 bytes, a checksum in 4
+            yield file.read(struct.unpack("<Q", header[:8])[0])
+            file.read(4)
+
+
+def _prepare(folder: Path, report: Callable[[str], None]) -> None:
+    """Makes TFDS' folder: complete or not at all, whatever fails and whoever else makes it."""
+    with _staging(folder) as staging, _quiet_tfds() as tfds:
+        raw = staging / "raw"
+        raw.mkdir()
+        _gather_raw_files(folder, raw, staging, _registered(tfds), report)
+        report(f"Fashion-MNIST: preparing {folder / _NAME / _VERSION}")
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
+            _fashion_mnist_builder(tfds)(data_dir=staging).download_and_prepare(
+                download_dir=staging / "downloads",
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=raw, try_download_gcs=False, force_checksums_validation=True
+                ),
+                file_format="array_record",
+            )
+        (folder / _NAME).mkdir(exist_ok=True)
+        try:
+            (staging / _NAME / _VERSION).rename(folder / _NAME / _VERSION)
+        except OSError:  # another process was first; its folder has passed the same checks
+            if not (folder / _NAME / _VERSION).exists():
+                raise
+
+
+def _fashion_mnist_builder(tfds: Any) -> Any:
+    """Returns TFDS' own builder with its two uses of TensorFlow replaced."""
+    from PIL import Image
+
+    base: Any = tfds.image_classification.FashionMNIST
+
+    class FashionMNIST(base, skip_registration=True):  # type: ignore[misc, call-arg]
+        name = _NAME
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            files = dl_manager.download({Path(url).name: url for url in _registered(tfds)})
+            contents = {name: gzip.decompress(file.read_bytes()) for name, file in files.items()}
+            return {
+                split: self._generate_examples(
+                    images=contents[f"{prefix}-images-idx3-ubyte.gz"][16:],
+                    labels=contents[f"{prefix}-labels-idx1-ubyte.gz"][8:],
+                )
+                for split, prefix in (("train", "train"), ("test", "t10k"))
+            }
+
+        def _generate_examples(self, images: bytes, labels: bytes) -> Iterator[tuple[int, Any]]:
+            pixels = np.frombuffer(images, dtype=np.uint8).reshape(-1, _SIDE, _SIDE)
+            for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+                png = io.BytesIO()  # an array would be encoded by TensorFlow
+                Image.fromarray(image).save(png, format="PNG")
+                yield index, {"image": png.getvalue(), "label": label}
+
+    return FashionMNIST
+
+
+# --- The raw files: each source fills the folder `raw` with the four .gz files, or says why not.
+
+
+class _SourceError(Exception):
+    """Why a source does not have the raw files; the next one is tried."""
+
+
+def _gather_raw_files(
+    folder: Path,
+    raw: Path,
+    scratch: Path,
+    registered: Mapping[str, Any],
+    report: Callable[[str], None],
+) -> None:
+    manual = folder / "downloads" / "manual"
+    sources: dict[str, Callable[[], None]] = {
+        f"files in {manual}": lambda: _copy_manual_files(manual, raw, registered),
+        f"files in {_DEBIAN_FOLDER}": lambda: _copy_files(_DEBIAN_FOLDER, raw, registered),
+        "TFDS' registered URLs": lambda: _download(raw, registered),
+        f"Debian's package {_DEBIAN_PACKAGE}": lambda: _fetch_debian(raw, scratch, registered),
+    }
+    reasons = []
+    for source, fill in sources.items():
+        report(f"Fashion-MNIST: trying {source}")
+        try:
+            return fill()
+        except _SourceError as failure:
+            reasons.append(f"{source} ({failure})")
+    names = ", ".join(Path(url).name for url in registered)
+    raise InputError(
+        f"no source has Fashion-MNIST: {'; '.join(reasons)}. "
+        f"To supply it by hand, put {names} into {manual}"
+    )
+
+
+def _registered(tfds: Any) -> Mapping[str, Any]:
+    """Returns TFDS' table of the raw files: URL to an object with `checksum` and `size`."""
+    infos: Mapping[str, Any] = tfds.image_classification.FashionMNIST.url_infos
+    return infos
+
+
+def _copy_manual_files(manual: Path, raw: Path, registered: Mapping[str, Any]) -> None:
+    try:
+        _copy_files(manual, raw, registered)
+    except _WrongFileError as error:  # the user's own file: say so instead of passing over it
+        raise InputError(f"{error}: replace it, or remove it to have it fetched") from error
+
+
+def _copy_files(source: Path, raw: Path, registered: Mapping[str, Any]) -> None:
+    if not source.is_dir():
+        raise _SourceError("no such folder")
+    missing = []
+    for url, info in registered.items():
+        path = source / Path(url).name
+        if path.exists():
+            (raw / path.name).write_bytes(_verified(path.read_bytes(), path, info.checksum))
+        else:
+            missing.append(path.name)
+    if missing:
+        raise _SourceError(f"no {', '.join(missing)} there")
+
+
+def _download(raw: Path, registered: Mapping[str, Any]) -> None:
+    for url, info in sorted(registered.items(), key=lambda item: int(item[1].size)):
+        try:
+            with urllib.request.urlopen(url, timeout=_NETWORK_TIMEOUT) as response:
+                data = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise _SourceError(_one_line(error)) from error
+        path = raw / Path(url).name
+        path.write_bytes(_verified(data, path, info.checksum))
+
+
+def _fetch_debian(raw: Path, scratch: Path, registered: Mapping[str, Any]) -> None:
+    """Fetches and unpacks the package as any user, without a change outside `scratch`."""
+    config = scratch / "apt.conf"
+    config.write_text(
+        f'Dir::Cache "{scratch}/apt"; Acquire::Retries "0"; APT::Sandbox::User "";\n'
+        f'Acquire::http::Timeout "{_NETWORK_TIMEOUT}"; #clear APT::Update;\n'
+    )
+    apt = ["apt-get", f"--config-file={config}"]
+    (scratch / "apt" / "archives" / "partial").mkdir(parents=True)
+    try:
+        _run([*apt, "download", _DEBIAN_PACKAGE], scratch)
+    except _SourceError:  # no package lists, or stale ones: fetch our own
+        lists = scratch / "apt" / "lists"
+        (lists / "partial").mkdir(parents=True)
+        apt += ["-o", f"Dir::State::Lists={lists}"]
+        _run([*apt, "update"], scratch)
+        _run([*apt, "download", _DEBIAN_PACKAGE], scratch)
+    (package,) = scratch.glob("*.deb")
+    _run(["dpkg-deb", "--extract", str(package), str(scratch / "debian")], scratch)
+    _copy_files(scratch / "debian" / _DEBIAN_FOLDER.relative_to("/"), raw, registered)
+
+
+def _run(command: list[str], cwd: Path) -> None:
+    try:
+        subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, "LC_ALL": "C"},
+            timeout=_COMMAND_TIMEOUT,
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error).encode()
+        raise _SourceError(reason.decode(errors="replace").strip().splitlines()[-1]) from error
+
+
+class _WrongFileError(_SourceError):
+    """A file whose content is not the registered one."""
+
+
+def _verified(data: bytes, path: Path, checksum: str) -> bytes:
+    """Returns the file as TFDS registered it, from its own bytes or from Debian's version of it."""
+    for candidate in (data, _restore_gzip_header(data, path.name)):
+        if _sha256(candidate) == checksum:
+            return candidate
+    raise _WrongFileError(f"{path} has SHA-256 {_sha256(data)}, not Fashion-MNIST's {checksum}")
+
+
+def _restore_gzip_header(data: bytes, name: str) -> bytes:
+    """Puts back the name and the time that Debian's packaging takes out of a gzip header."""
+    modified = 1504176606 if name.startswith("train") else 1504176627
+    header = b"\x1f\x8b\x08\x08" + struct.pack("<I", modified) + b"\x00\x03"
+    return header + name.removesuffix(".gz").encode() + b"\x00" + data[10:]
+
+
+# --- Helpers.
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Yields a folder inside `folder`, on the same disk, that is gone afterwards in any case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix="incomplete.", dir=folder, ignore_cleanup_errors=True
+    ) as staging:
+        yield Path(staging).absolute()
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[Any]:
+    """Yields TFDS, imported only when needed (it takes a second), with its chatter off."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tensorflow_datasets as tfds  # type: ignore[import-untyped, unused-ignore]
+        from absl import logging
+
+        tfds.disable_progress_bar()
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)
+        try:
+            yield tfds
+        finally:
+            logging.set_verbosity(verbosity)
+
+
+def _sha256(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

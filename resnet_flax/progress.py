@@ -1,0 +1,106 @@
+"""What a person sees while training runs: a bar in a terminal, a line a minute elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import jax
+from tqdm import tqdm
+
+from resnet_flax.config import TrainConfig
+from resnet_flax.training import EpochResult, Metrics
+
+SECONDS_BETWEEN_LINES = 60.0
+STEPS_BEFORE_ESTIMATE = 5
+LONG_RUN_SECONDS = 600.0
+CHEAP_IMAGE_SIZE = 28  # Fashion-MNIST's own
+
+
+class Progress:
+    """Reports the steps of a run on stderr, and its epochs on stdout."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.epochs = config.epochs
+        self.cheaper = "fewer --epochs or --train-examples"
+        if config.image_size > CHEAP_IMAGE_SIZE:
+            self.cheaper = f"--image-size {CHEAP_IMAGE_SIZE}, {self.cheaper}"
+        self.terminal = sys.stderr.isatty()
+        self.estimated = False
+
+    def say(self, line: str) -> None:
+        """Prints a line on stderr, above the bar if there is one."""
+        tqdm.write(line, file=sys.stderr)
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Tells how long the compiler took."""
+        self.say("compiling the training step ...")
+        started = time.perf_counter()
+        yield
+        self.say(f"compiled in {time.perf_counter() - started:.1f} s")
+
+    @contextmanager
+    def epoch(self, epoch: int, sizes: list[int]) -> Iterator[Callable[[int, Metrics], None]]:
+        """Reports one epoch, whose batches have these sizes; yields the callback for each step."""
+        started = last_line = time.perf_counter()
+        remaining_epochs = (self.epochs - epoch) * sum(sizes)
+        with tqdm(
+            total=len(sizes),
+            desc=f"epoch {epoch}/{self.epochs}",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.terminal,
+            bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+        ) as bar:
+
+            def on_step(finished: int, metrics: Metrics) -> None:
+                nonlocal last_line
+                if finished == 0:
+                    return
+                now = time.perf_counter()
+                rate = int(metrics.count) / (now - started)
+                left = (remaining_epochs + sum(sizes) - int(metrics.count)) / rate
+                figures = (
+                    f"loss {metrics.loss:.3f}, acc {metrics.accuracy:.3f}, "
+                    f"{rate:.1f} examples/s, {duration(left)} left"
+                )
+                bar.set_postfix_str(figures, refresh=False)
+                bar.update(finished - bar.n)
+                if not self.estimated and finished == STEPS_BEFORE_ESTIMATE:
+                    self.estimated = True
+                    if left > LONG_RUN_SECONDS:
+                        self.say(
+                            f"this run will take about {duration(left)} (h:mm:ss) on this "
+                            f"{jax.devices()[0].platform}; cheaper: {self.cheaper}"
+                        )
+                if not self.terminal and now - last_line > SECONDS_BETWEEN_LINES:
+                    last_line = now
+                    self.say(f"{bar.desc}, step {finished}/{len(sizes)}: {figures}")
+
+            yield on_step
+
+    def epoch_ended(self, result: EpochResult) -> None:
+        """Prints the epoch's figures on stdout."""
+        line = (
+            f"epoch {result.epoch}/{self.epochs}: loss {result.loss:.3f}, "
+            f"train acc {result.train_acc:.3f}, test acc {result.test_acc:.3f}, "
+            f"{result.examples_per_sec:.1f} examples/sec, {result.seconds:.0f} s"
+        )
+        print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds as ``h:mm:ss``."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def final_report(results: list[EpochResult], device: str) -> str:
+    """D2L's two closing lines; the rate is over the training time of all epochs."""
+    last = results[-1]
+    rate = len(results) / sum(1 / result.examples_per_sec for result in results)
+    return (
+        f"loss {last.loss:.3f}, train acc {last.train_acc:.3f}, test acc {last.test_acc:.3f}\n"
+        f"{rate:.1f} examples/sec on {device}"
+    )

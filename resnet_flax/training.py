@@ -1,0 +1,322 @@
+"""The training state, the compiled steps, and the loop over epochs.
+
+The data set stays on the device as uint8; a step receives the indices of its images, and gathers,
+resizes and scales them itself, so that no image crosses from host to device during training.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+from flax.training import train_state
+
+from resnet_flax.errors import InputError, TrainingError
+from resnet_flax.preprocessing import prepare_images
+
+
+class TrainState(train_state.TrainState):
+    """Everything that training changes: immutable; a step returns a new one.
+
+    Attributes:
+        batch_stats: running statistics of the batch normalisations.
+        seed: uint32 scalar; with ``step`` it makes the random key of each step (dropout).
+    """
+
+    batch_stats: Any
+    seed: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What ``model.apply`` takes in evaluation."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Images(NamedTuple):
+    """A data set on the device: images uint8 (N, H, W, C), labels int32 (N,)."""
+
+    images: jax.Array
+    labels: jax.Array
+
+    @classmethod
+    def place(cls, images: np.ndarray, labels: np.ndarray) -> Self:
+        """Copies a data set to the device, where it stays."""
+        return cls(*jax.device_put((images, labels)))
+
+
+class Metrics(struct.PyTreeNode):
+    """Sums over samples, so that batches of different sizes weigh by their samples.
+
+    Attributes:
+        loss_sum: float32 scalar, cross-entropy in nats.
+        correct: int32 scalar.
+        count: int32 scalar, number of samples.
+    """
+
+    loss_sum: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def empty(cls) -> Self:
+        """The sums over no samples."""
+        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy; waits for the device."""
+        return float(self.loss_sum) / max(1, int(self.count))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct predictions; waits for the device."""
+        return int(self.correct) / max(1, int(self.count))
+
+    def add(self, logits: jax.Array, losses: jax.Array, labels: jax.Array, weights: Any) -> Self:
+        """Adds a batch; ``weights`` (N,) is 1 for a sample that counts and 0 for padding."""
+        correct = (logits.argmax(-1) == labels) & (weights > 0)
+        return self.replace(
+            loss_sum=self.loss_sum + (losses * weights).sum(),
+            correct=self.correct + correct.sum(dtype=jnp.int32),
+            count=self.count + (weights > 0).sum(dtype=jnp.int32),
+        )
+
+
+class EpochResult(NamedTuple):
+    """One line of ``metrics.jsonl``.
+
+    Attributes:
+        epoch: from 1.
+        loss: training cross-entropy, accumulated over the epoch in train mode.
+        train_acc: training accuracy, likewise.
+        test_acc: accuracy over the test set after the epoch, in eval mode.
+        examples_per_sec: training images per second of training time, evaluation left out.
+        seconds: wall time of the whole epoch.
+    """
+
+    epoch: int
+    loss: float
+    train_acc: float
+    test_acc: float
+    examples_per_sec: float
+    seconds: float
+
+
+def create_train_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, images: Images, seed: int
+) -> TrainState:
+    """Initialises parameters and optimiser on the device.
+
+    Args:
+        model: called as ``model(images, train=...)``.
+        optimizer: any Optax optimiser.
+        images: tells the number of channels; the initial values do not depend on the pixels.
+        seed: decides the initial parameters.
+    """
+    sample = jnp.zeros((1, 32, 32, images.images.shape[-1]), jnp.float32)
+    variables = jax.jit(model.init)(jax.random.key(seed), sample)
+    return TrainState.create(
+        apply_fn=model.apply,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        tx=optimizer,
+        seed=jnp.uint32(seed),
+    )
+
+
+@partial(jax.jit, static_argnames="image_size", donate_argnames="state")
+def train_step(
+    state: TrainState, metrics: Metrics, data: Images, indices: jax.Array, *, image_size: int
+) -> tuple[TrainState, Metrics]:
+    """One step of the optimiser on the cross-entropy's mean over the batch (D2L, `train_ch6`).
+
+    Args:
+        state: donated: its buffers are reused for the new state.
+        metrics: the sums so far.
+        data: the whole training set.
+        indices: int32 (B,), the batch's samples.
+        image_size: height and width the images are resized to, in pixels.
+
+    Returns:
+        The new state, and the sums with this batch's loss and hits *before* the update.
+    """
+    images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+
+    def loss_function(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array, jax.Array]]:
+        logits, updates = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (updates["batch_stats"], logits, losses)
+
+    gradients, (batch_stats, logits, losses) = jax.grad(loss_function, has_aux=True)(state.params)
+    state = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+    return state, metrics.add(logits, losses, labels, jnp.ones_like(losses))
+
+
+@partial(jax.jit, static_argnames="image_size")
+def eval_step(
+    state: TrainState,
+    metrics: Metrics,
+    data: Images,
+    indices: jax.Array,
+    weights: jax.Array,
+    *,
+    image_size: int,
+) -> Metrics:
+    """Adds a batch of the test set to the sums, normalised by the running statistics.
+
+    Args:
+        state: the parameters and running statistics to evaluate.
+        metrics: the sums so far.
+        data: the whole test set.
+        indices: int32 (B,), the batch's samples.
+        weights: float32 (B,), 1 for a sample and 0 for padding.
+        image_size: height and width the images are resized to, in pixels.
+    """
+    images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
+    logits = state.apply_fn(state.variables, images, train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return metrics.add(logits, losses, labels, weights)
+
+
+def evaluate(state: TrainState, data: Images, *, batch_size: int, image_size: int) -> Metrics:
+    """Loss and accuracy over a whole data set, in eval mode, each sample counted once."""
+    metrics = Metrics.empty()
+    count = len(data.labels)
+    for start in range(0, count, batch_size):
+        indices = np.arange(start, start + batch_size, dtype=np.int32)
+        # Padding keeps one compiled shape; in eval mode a sample cannot touch another's logits.
+        weights = (indices < count).astype(np.float32)
+        indices = np.minimum(indices, count - 1)
+        metrics = eval_step(state, metrics, data, indices, weights, image_size=image_size)
+    return metrics
+
+
+def compile_train_steps(
+    state: TrainState, data: Images, batch_sizes: set[int], *, image_size: int
+) -> dict[int, jax.stages.Compiled]:
+    """Compiles `train_step` ahead of time for each batch size, so that no epoch pays for it.
+
+    Raises:
+        InputError: when the smallest batch holds too few values to normalise by.
+    """
+    values = min(batch_sizes) * math.ceil(image_size / 32) ** 2
+    if values < 2:
+        raise InputError(
+            f"the last batch would hold 1 image of {image_size}x{image_size} pixels, too few for "
+            "batch normalisation: change --batch-size, --train-examples or --image-size"
+        )
+    compiled = {}
+    for size in sorted(batch_sizes):
+        indices = jax.ShapeDtypeStruct((size,), jnp.int32)
+        lowered = train_step.lower(state, Metrics.empty(), data, indices, image_size=image_size)
+        compiled[size] = lowered.compile()
+    return compiled
+
+
+def train_epoch(
+    state: TrainState,
+    data: Images,
+    batches: list[np.ndarray],
+    steps: dict[int, jax.stages.Compiled],
+    *,
+    epoch: int,
+    on_step: Callable[[int, Metrics], None],
+) -> tuple[TrainState, Metrics]:
+    """One pass over the batches.
+
+    Args:
+        state: donated to the first step.
+        data: the training set.
+        batches: index arrays, int32.
+        steps: `train_step` compiled for each length that occurs in ``batches``.
+        epoch: its number, for the error message.
+        on_step: called with the number of finished steps and their sums.
+
+    Raises:
+        TrainingError: when the loss is no longer finite.
+    """
+    metrics = Metrics.empty()
+    for finished in range(len(batches) + 1):
+        finished_metrics = metrics
+        if finished < len(batches):
+            indices = batches[finished]
+            state, metrics = steps[len(indices)](state, metrics, data, indices)
+        # Reading the step before this one leaves the device busy, with one step in flight.
+        if not math.isfinite(finished_metrics.loss):
+            raise TrainingError(
+                f"the loss is {finished_metrics.loss} in epoch {epoch}, step {finished}: "
+                "try a smaller --learning-rate"
+            )
+        on_step(finished, finished_metrics)
+    return state, metrics
+
+
+def fit(
+    state: TrainState,
+    train_set: Images,
+    test_set: Images,
+    *,
+    batches: Callable[[int], list[np.ndarray]],
+    epochs: int,
+    image_size: int,
+    progress: Any,
+    on_epoch_end: Callable[[TrainState, list[EpochResult]], None],
+    results: list[EpochResult],
+) -> tuple[TrainState, list[EpochResult]]:
+    """Trains and evaluates, epoch by epoch.
+
+    Args:
+        state: donated.
+        train_set: the training set, on the device.
+        test_set: the test set, on the device.
+        batches: epoch -> that epoch's index arrays.
+        epochs: the last epoch's number.
+        image_size: height and width the images are resized to, in pixels.
+        progress: a `resnet_flax.progress.Progress`.
+        on_epoch_end: called with the new state and all results so far.
+        results: the epochs that a resumed run has behind it.
+
+    Returns:
+        The last state, and the results of all epochs.
+
+    Raises:
+        InputError: when the smallest batch holds too few values to normalise by.
+        TrainingError: when the loss is no longer finite.
+    """
+    sizes = [len(indices) for indices in batches(1)]
+    with progress.compiling():
+        steps = compile_train_steps(state, train_set, set(sizes), image_size=image_size)
+    for epoch in range(len(results) + 1, epochs + 1):
+        started = time.perf_counter()
+        with progress.epoch(epoch, sizes) as on_step:
+            state, trained = train_epoch(
+                state, train_set, batches(epoch), steps, epoch=epoch, on_step=on_step
+            )
+            loss = trained.loss
+            training_seconds = time.perf_counter() - started
+        tested = evaluate(state, test_set, batch_size=max(sizes), image_size=image_size)
+        result = EpochResult(
+            epoch=epoch,
+            loss=loss,
+            train_acc=trained.accuracy,
+            test_acc=tested.accuracy,
+            examples_per_sec=sum(sizes) / training_seconds,
+            seconds=time.perf_counter() - started,
+        )
+        results = [*results, result]
+        on_epoch_end(state, results)
+    return state, results
