@@ -322,7 +322,7 @@ class ResNet(nn.Module):
             x = max_pool(x, 3, 2, 1)
 
         maps = []
-        rates = self.stochastic_depth_rates()
+        rates = self.block_rates()
         for index, size in enumerate(self.stage_sizes):
             stage_rates, rates = rates[:size], rates[size:]
             x = Stage(
@@ -340,8 +340,8 @@ class ResNet(nn.Module):
             x = Dense(self.num_classes, self.dense_init, **dtypes, name="fc")(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-    def stochastic_depth_rates(self) -> tuple[float, ...]:
-        """The rate of each block, growing linearly to the last (Huang et al., 2016, eq. 4)."""
+    def block_rates(self) -> tuple[float, ...]:
+        """The stochastic depth rate of each block, growing linearly to the last (Huang et al., 2016, eq. 4)."""
         blocks = sum(self.stage_sizes)
         return tuple(self.stochastic_depth_rate * i / max(1, blocks - 1) for i in range(blocks))
 

@@ -45,10 +45,11 @@ class Progress:
     def epoch(self, epoch: int, sizes: list[int]) -> Iterator[Callable[[int, Metrics], None]]:
         """Reports one epoch, whose batches have these sizes; yields the callback for each step."""
         started = last_line = time.perf_counter()
+        title = f"epoch {epoch}/{self.epochs}"
         remaining_epochs = (self.epochs - epoch) * sum(sizes)
         with tqdm(
             total=len(sizes),
-            desc=f"epoch {epoch}/{self.epochs}",
+            desc=title,
             unit="step",
             dynamic_ncols=True,
             disable=not self.terminal,
@@ -77,7 +78,7 @@ class Progress:
                         )
                 if not self.terminal and now - last_line > SECONDS_BETWEEN_LINES:
                     last_line = now
-                    self.say(f"{bar.desc}, step {finished}/{len(sizes)}: {figures}")
+                    self.say(f"{title}, step {finished}/{len(sizes)}: {figures}")
 
             yield on_step
 

@@ -1,0 +1,77 @@
+"""The names of weights: which key of a PyTorch state dict is which leaf of the variables.
+
+Submodules are named after torchvision's keys, so that a key follows from a leaf by renaming its
+last segment; the other layouts of keys replace prefixes.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Any
+
+# A leaf's place in the variables, such as ("params", "layer1", "0", "conv1", "kernel").
+Leaf = tuple[str, ...]
+HEAD: tuple[Leaf, ...] = (("params", "fc", "kernel"), ("params", "fc", "bias"))
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+_HUGGING_FACE_BASE = (
+    ("^conv1", "embedder.embedder.convolution"),
+    ("^bn1", "embedder.embedder.normalization"),
+    *((rf"^layer{n}\.(\d+)", rf"encoder.stages.{n - 1}.layers.\1") for n in range(1, 10)),
+    *((rf"\.conv{n}\.", f".layer.{n - 1}.convolution.") for n in (1, 2, 3)),
+    *((rf"\.bn{n}\.", f".layer.{n - 1}.normalization.") for n in (1, 2, 3)),
+    (r"\.downsample\.0\.", ".shortcut.convolution."),
+    (r"\.downsample\.1\.", ".shortcut.normalization."),
+    ("^fc", "classifier.1"),
+)
+LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
+    # torchvision's networks and timm's.
+    "torchvision": (),
+    # D2L's Sequential; two layers without weights come between the stages and the dense layer.
+    "d2l": (("^conv1", "0.0"), ("^bn1", "0.1"), ("^layer", ""), (r"^fc\.", "{stages_plus_3}.")),
+    # The class ResNet of D2L's edition 1.0.
+    "d2l_class": (
+        ("^conv1", "net.0.0"),
+        ("^bn1", "net.0.1"),
+        *((rf"^layer{n}\.", f"net.b{n + 1}.") for n in range(1, 10)),
+        ("^fc", "net.last.2"),
+    ),
+    # d2l.resnet18 of the d2l package.
+    "d2l_package": (("^conv1", "0"), ("^bn1", "1"), ("^layer", "resnet_block"), ("^fc", "fc.1")),
+    # transformers' ResNetForImageClassification, and its ResNetModel, which has no dense layer.
+    "huggingface": (*_HUGGING_FACE_BASE, ("^(embedder|encoder)", r"resnet.\1")),
+    "huggingface_base": _HUGGING_FACE_BASE,
+}
+"""Layout -> what to replace by what, in this order, in torchvision's keys."""
+
+
+def torch_keys(leaves: Iterable[Leaf], layout: str) -> dict[Leaf, str]:
+    """The key of every leaf of a network in one of the `LAYOUTS`."""
+    keys = {leaf: ".".join((*leaf[1:-1], LEAVES[leaf[-1]])) for leaf in leaves}
+    stages = len({leaf[1] for leaf in keys if leaf[1].startswith("layer")})
+    rules = [(old, new.replace("{stages_plus_3}", str(stages + 3))) for old, new in LAYOUTS[layout]]
+    if layout.startswith("d2l") and not any(".conv3." in key for key in keys.values()):
+        # D2L's block calls its shortcut conv3, unless that is a bottleneck's third convolution.
+        rules.append((r"\.downsample\.0\.", ".conv3."))
+    for old, new in rules:
+        keys = {leaf: re.sub(old, new, key) for leaf, key in keys.items()}
+    return keys
+
+
+def match_keys(leaves: Iterable[Leaf], state_dict: Mapping[str, Any]) -> dict[Leaf, str]:
+    """The key of every leaf, and of a dense layer, in the layout that fits a state dict best."""
+    leaves = dict.fromkeys([*leaves, *HEAD])
+    common = os.path.commonprefix([*state_dict]).split(".")[:-1]
+    candidates = [
+        {leaf: prefix + key for leaf, key in torch_keys(leaves, layout).items()}
+        for prefix in ["", *accumulate(f"{part}." for part in common)]
+        for layout in LAYOUTS
+    ]
+    return max(candidates, key=lambda keys: len(state_dict.keys() & set(keys.values())))

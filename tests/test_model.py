@@ -1,0 +1,180 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_flax
+from resnet_flax import Bottleneck, Residual, ResNet, Stage, build_model, resnet18
+from resnet_flax.errors import InputError
+
+KEY = jax.random.key(0)
+
+
+def shapes(model: ResNet, channels: int = 1, size: int = 64) -> dict:
+    return jax.eval_shape(model.init, KEY, jnp.zeros((1, size, size, channels)))
+
+
+def parameter_count(model: ResNet, channels: int) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(model, channels)["params"]))
+
+
+def test_the_texts_two_residual_blocks():
+    images = jnp.ones((4, 6, 6, 3))
+    same, _ = Residual(3).init_with_output(KEY, images)
+    halved, _ = Residual(6, use_1x1conv=True, strides=2).init_with_output(KEY, images)
+    assert same.shape == (4, 6, 6, 3)
+    assert halved.shape == (4, 3, 3, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "flavour", "channels", "classes", "count"),
+    [
+        ("resnet18", "d2l", 1, 10, 11_178_378),
+        ("resnet18", "torchvision", 3, 1000, 11_689_512),
+        ("resnet34", "torchvision", 3, 1000, 21_797_672),
+        ("resnet50", "torchvision", 3, 1000, 25_557_032),
+        ("resnet101", "torchvision", 3, 1000, 44_549_160),
+        ("resnet152", "torchvision", 3, 1000, 60_192_808),
+    ],
+)
+def test_parameter_counts(name, flavour, channels, classes, count):
+    assert parameter_count(build_model(name, flavour, num_classes=classes), channels) == count
+
+
+def test_wide_resnet50_has_torchvisions_parameter_count():
+    model = build_model("resnet50", "torchvision", num_classes=1000, width_multiplier=2.0)
+    assert parameter_count(model, 3) == 68_883_240
+
+
+def test_submodules_carry_torchvisions_names():
+    params = shapes(resnet18("torchvision"))["params"]
+    assert set(params) == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
+    assert set(params["layer2"]["0"]) == {"conv1", "bn1", "conv2", "bn2", "downsample"}
+    assert set(params["layer2"]["0"]["downsample"]) == {"0", "1"}
+    assert set(shapes(resnet18())["params"]["layer2"]["0"]["downsample"]) == {"0"}
+    assert "downsample" not in params["layer1"]["0"]
+
+
+def test_one_channel_input_is_not_broadcast_into_the_shortcut():
+    with pytest.raises(ValueError, match=r"\(4, 6, 6, 1\).*\(4, 6, 6, 3\).*use_1x1conv=True"):
+        Residual(3).init(KEY, jnp.ones((4, 6, 6, 1)))
+
+
+@pytest.mark.parametrize("first_block", [True, False])
+@pytest.mark.parametrize(("block", "features"), [(Residual, 8), (Bottleneck, 32)])
+def test_stage_shapes(block, features, first_block):
+    out, _ = Stage(8, 2, first_block, block).init_with_output(KEY, jnp.ones((1, 7, 7, 8)))
+    side = 7 if first_block else 4
+    assert out.shape == (1, side, side, features)
+
+
+def test_feature_maps_and_pooled_features():
+    model = resnet18(num_classes=0)
+    images = jnp.ones((2, 64, 64, 1))
+    variables = jax.jit(model.init)(KEY, images)
+    assert "fc" not in variables["params"]
+    maps = model.apply(variables, images, features=True)
+    assert [m.shape for m in maps] == [
+        (2, 16, 16, 64),
+        (2, 8, 8, 128),
+        (2, 4, 4, 256),
+        (2, 2, 2, 512),
+    ]
+    pooled = model.apply(variables, images)
+    np.testing.assert_allclose(pooled, maps[-1].mean((1, 2)), rtol=1e-5, atol=1e-6)
+
+
+def small(**fields) -> ResNet:
+    return ResNet((1, 1), **{"stem": "cifar", **fields})
+
+
+def test_training_updates_statistics_and_evaluation_does_not():
+    model, images = small(), jax.random.normal(KEY, (4, 8, 8, 1))
+    variables = model.init(KEY, images)
+    _, update = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    _, kept = model.apply(variables, images, train=False, mutable=["batch_stats"])
+    changed = jax.tree.map(
+        lambda a, b: bool((a != b).any()), update["batch_stats"], variables["batch_stats"]
+    )
+    assert all(jax.tree.leaves(changed))
+    jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], variables["batch_stats"])
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+    model, images = small(dtype=jnp.bfloat16), jnp.ones((2, 8, 8, 1))
+    variables = model.init(KEY, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert model.apply(variables, images).dtype == jnp.float32
+    assert model.apply(variables, images, features=True)[0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("preactivation", [False, True])
+@pytest.mark.parametrize("block", [Residual, Bottleneck])
+def test_zero_init_makes_a_block_without_bias_the_identity(block, preactivation):
+    conv = partial(resnet_flax.layers.Conv, use_bias=False)
+    channels = 2 if block is Residual else 8
+    module = block(2, zero_init_residual=True, preactivation=preactivation, conv=conv)
+    images = jax.random.uniform(KEY, (2, 4, 4, channels))
+    out, _ = module.init_with_output(KEY, images)
+    np.testing.assert_array_equal(out, images)
+
+
+def test_stochastic_depth_skips_whole_samples_and_only_in_training():
+    block = Residual(1, stochastic_depth_rate=0.5)
+    images = jax.random.uniform(KEY, (64, 4, 4, 1))
+    variables = block.init(KEY, images)
+    branch_kept = block.clone(stochastic_depth_rate=0.0).apply(
+        variables, images, train=True, mutable=["batch_stats"]
+    )[0]
+    out, _ = block.apply(
+        variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": KEY}
+    )
+    skipped = [bool((o == i).all()) for o, i in zip(out, images, strict=True)]
+    assert 16 < sum(skipped) < 48
+    assert not any(bool((o == i).all()) for o, i in zip(branch_kept, images, strict=True))
+    np.testing.assert_array_equal(
+        block.apply(variables, images),
+        block.clone(stochastic_depth_rate=0.0).apply(variables, images),
+    )
+
+
+def test_stochastic_depth_rates_grow_linearly():
+    rates = ResNet((2, 3), stochastic_depth_rate=0.4).block_rates()
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_dropout_needs_its_key_only_in_training():
+    model, images = small(dropout_rate=0.5), jnp.ones((2, 8, 8, 1))
+    variables = model.init(KEY, images)
+    first, second = (
+        model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})[
+            0
+        ]
+        for key in jax.random.split(KEY)
+    )
+    assert (first != second).any()
+    np.testing.assert_array_equal(model.apply(variables, images), small().apply(variables, images))
+
+
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        ({"preactivation": True}, {"conv1", "norm", "layer1", "layer2", "fc"}),
+        ({"stem": "imagenet"}, {"conv1", "bn1", "layer1", "layer2", "fc"}),
+    ],
+)
+def test_variants_have_the_layers_they_should(fields, layers):
+    assert set(shapes(small(**fields))["params"]) == layers
+
+
+def test_unknown_names_are_told_with_the_choices():
+    with pytest.raises(InputError, match="unknown model 'resnet19': choose from resnet18"):
+        build_model("resnet19")
+    with pytest.raises(InputError, match="unknown flavour 'keras': choose from d2l, torchvision"):
+        build_model("resnet18", "keras")
+    with pytest.raises(ValueError, match="stem must be"):
+        shapes(small(stem="vgg"))
+    with pytest.raises(ValueError, match=r"must have shape \(N, H, W, C\), not \(28, 28\)"):
+        small().init(KEY, jnp.ones((28, 28)))
