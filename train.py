@@ -9,12 +9,13 @@ from resnet_flax.checkpoint import RunFolder
 from resnet_flax.command_line import parse_config, run_command
 from resnet_flax.config import TrainConfig
 from resnet_flax.data import load_fashion_mnist, shuffled_batches
+from resnet_flax.metrics import EpochResult, final_report
 from resnet_flax.model import build_model
 from resnet_flax.plotting import plot_curves
-from resnet_flax.progress import Progress, final_report
+from resnet_flax.progress import Progress
 from resnet_flax.runtime import configure_runtime, device_name
 from resnet_flax.torch_weights import save_safetensors, to_torch
-from resnet_flax.training import EpochResult, Images, TrainState, create_train_state, fit
+from resnet_flax.training import Images, TrainState, check_batches, create_train_state, fit
 
 
 def train(config: TrainConfig) -> None:
@@ -25,19 +26,21 @@ def train(config: TrainConfig) -> None:
     train_data, test_data = load_fashion_mnist(config.data_dir, report=progress.say)
     train_data = train_data.take(config.train_examples)
     test_data = test_data.take(config.test_examples)
-    train_set = Images.place(train_data.images, train_data.labels)
-    test_set = Images.place(test_data.images, test_data.labels)
-
-    model = build_model(config.model, dtype=config.dtype)
-    optimizer = optax.sgd(config.learning_rate)
-    state = create_train_state(model, optimizer, train_set, config.seed)
-
-    folder = RunFolder(config)
-    state, results = folder.restore(state)
-    progress.say(f"run folder: {folder.path}")
 
     def batches(epoch: int) -> list[np.ndarray]:
         return shuffled_batches(len(train_data), config.batch_size, seed=config.seed, epoch=epoch)
+
+    train_set = Images.place(train_data.images, train_data.labels)
+    test_set = Images.place(test_data.images, test_data.labels)
+
+    check_batches(batches(1), config.image_size)
+
+    folder = RunFolder(config)
+    progress.say(f"run folder: {folder.path}")
+    model = build_model(config.model, dtype=config.dtype)
+    optimizer = optax.sgd(config.learning_rate)
+    state = create_train_state(model, optimizer, train_set, config.seed)
+    state, results = folder.restore(state)
 
     def keep(state: TrainState, results: list[EpochResult]) -> None:
         folder.save(state, results)
@@ -55,7 +58,7 @@ def train(config: TrainConfig) -> None:
         on_epoch_end=keep,
         results=results,
     )
-    save_safetensors(folder.path / "model.safetensors", to_torch(model, state.variables))
+    save_safetensors(folder.path / "model.safetensors", to_torch(model, state.variables, "d2l"))
     print(final_report(results, device_name()))
 
 

@@ -1,12 +1,10 @@
 """D2L's residual network in JAX and Flax Linen, equal to its PyTorch original."""
 
+from resnet_flax.blocks import Bottleneck, Residual, Stage
 from resnet_flax.model import (
     ARCHITECTURES,
     FLAVOURS,
-    Bottleneck,
-    Residual,
     ResNet,
-    Stage,
     build_model,
     resnet18,
     resnet34,

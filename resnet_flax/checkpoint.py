@@ -11,7 +11,8 @@ from flax import serialization
 
 from resnet_flax.config import TrainConfig, flag
 from resnet_flax.errors import InputError
-from resnet_flax.training import EpochResult, TrainState
+from resnet_flax.metrics import EpochResult
+from resnet_flax.training import TrainState
 
 RUNS = Path("runs")
 # Fields that a resumed run may change without becoming another run.

@@ -9,13 +9,10 @@ what is returned has passed one check: the SHA-256 of the decoded content.
 import contextlib
 import gzip
 import hashlib
-import http.client
 import io
 import os
 import struct
-import subprocess
 import tempfile
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from resnet_flax.errors import InputError
+from resnet_flax.raw_files import gather_raw_files, one_line, sha256
 
 # fmt: off
 FASHION_MNIST_CLASSES: tuple[str, ...] = (
@@ -39,10 +37,6 @@ _SIZES = {"train": 60_000, "test": 10_000}
 _SIDE = 28  # pixels
 # Of the original files' bytes after their headers, in the order of the decoded copy below.
 _CONTENT_SHA256 = "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f"
-_DEBIAN_PACKAGE = "dataset-fashion-mnist"
-_DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-_NETWORK_TIMEOUT = 10  # seconds without an answer; TFDS would retry for minutes, then wait forever
-_COMMAND_TIMEOUT = 300  # seconds for one apt-get or dpkg-deb
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +102,7 @@ def load_fashion_mnist(
             content = _read_prepared(folder, report)
             _write_decoded(folder, content, report)
     except OSError as error:  # no permission, no space, a file in the place of a folder
-        raise InputError(f"cannot keep Fashion-MNIST in {folder}: {_one_line(error)}") from error
+        raise InputError(f"cannot keep Fashion-MNIST in {folder}: {one_line(error)}") from error
     return _as_datasets(content)
 
 
@@ -157,7 +151,7 @@ def _read_decoded(folder: Path, report: Callable[[str], None]) -> np.ndarray | N
     if not path.exists():
         return None
     content = np.fromfile(path, dtype=np.uint8)
-    if _sha256(content.data) == _CONTENT_SHA256:
+    if sha256(content.data) == _CONTENT_SHA256:
         return content
     report(f"Fashion-MNIST: {path} is damaged, rebuilding it")
     return None
@@ -169,7 +163,7 @@ def _write_decoded(folder: Path, content: np.ndarray, report: Callable[[str], No
             content.tofile(staging / "decoded")
             (staging / "decoded").replace(_decoded_path(folder))
     except OSError as error:  # a shared, read-only data folder still loads, only more slowly
-        report(f"Fashion-MNIST: decoded copy not kept: {_one_line(error)}")
+        report(f"Fashion-MNIST: decoded copy not kept: {one_line(error)}")
 
 
 # --- The prepared folder.
@@ -184,9 +178,9 @@ def _read_prepared(folder: Path, report: Callable[[str], None]) -> np.ndarray:
             builder = tfds.builder(f"{_NAME}:{_VERSION}", data_dir=folder)
             parts = [part for split in _SIZES for part in _decode_split(builder, split)]
         except Exception as error:  # TFDS and array_record raise errors of many kinds
-            raise InputError(f"cannot read {prepared} ({_one_line(error)}): {mend}") from error
+            raise InputError(f"cannot read {prepared} ({one_line(error)}): {mend}") from error
     content = np.concatenate(parts)
-    if _sha256(content.data) != _CONTENT_SHA256:
+    if sha256(content.data) != _CONTENT_SHA256:
         raise InputError(f"{prepared} does not hold Fashion-MNIST (its SHA-256 differs): {mend}")
     return content
 
@@ -219,9 +213,8 @@ def _tfrecords(path: Path) -> Iterator[bytes]:
 def _prepare(folder: Path, report: Callable[[str], None]) -> None:
     """Makes TFDS' folder: complete or not at all, whatever fails and whoever else makes it."""
     with _staging(folder) as staging, _quiet_tfds() as tfds:
-        raw = staging / "raw"
-        raw.mkdir()
-        _gather_raw_files(folder, raw, staging, _registered(tfds), report)
+        manual = folder / "downloads" / "manual"
+        raw = gather_raw_files(_registered(tfds), manual=manual, scratch=staging, report=report)
         report(f"Fashion-MNIST: preparing {folder / _NAME / _VERSION}")
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
             _fashion_mnist_builder(tfds)(data_dir=staging).download_and_prepare(
@@ -269,133 +262,9 @@ def _fashion_mnist_builder(tfds: Any) -> Any:
     return FashionMNIST
 
 
-# --- The raw files: each source fills the folder `raw` with the four .gz files, or says why not.
-
-
-class _SourceError(Exception):
-    """Why a source does not have the raw files; the next one is tried."""
-
-
-def _gather_raw_files(
-    folder: Path,
-    raw: Path,
-    scratch: Path,
-    registered: Mapping[str, Any],
-    report: Callable[[str], None],
-) -> None:
-    manual = folder / "downloads" / "manual"
-    sources: dict[str, Callable[[], None]] = {
-        f"files in {manual}": lambda: _copy_manual_files(manual, raw, registered),
-        f"files in {_DEBIAN_FOLDER}": lambda: _copy_files(_DEBIAN_FOLDER, raw, registered),
-        "TFDS' registered URLs": lambda: _download(raw, registered),
-        f"Debian's package {_DEBIAN_PACKAGE}": lambda: _fetch_debian(raw, scratch, registered),
-    }
-    reasons = []
-    for source, fill in sources.items():
-        report(f"Fashion-MNIST: trying {source}")
-        try:
-            return fill()
-        except _SourceError as failure:
-            reasons.append(f"{source} ({failure})")
-    names = ", ".join(Path(url).name for url in registered)
-    raise InputError(
-        f"no source has Fashion-MNIST: {'; '.join(reasons)}. "
-        f"To supply it by hand, put {names} into {manual}"
-    )
-
-
 def _registered(tfds: Any) -> Mapping[str, Any]:
     """Returns TFDS' table of the raw files: URL to an object with `checksum` and `size`."""
-    infos: Mapping[str, Any] = tfds.image_classification.FashionMNIST.url_infos
-    return infos
-
-
-def _copy_manual_files(manual: Path, raw: Path, registered: Mapping[str, Any]) -> None:
-    try:
-        _copy_files(manual, raw, registered)
-    except _WrongFileError as error:  # the user's own file: say so instead of passing over it
-        raise InputError(f"{error}: replace it, or remove it to have it fetched") from error
-
-
-def _copy_files(source: Path, raw: Path, registered: Mapping[str, Any]) -> None:
-    if not source.is_dir():
-        raise _SourceError("no such folder")
-    missing = []
-    for url, info in registered.items():
-        path = source / Path(url).name
-        if path.exists():
-            (raw / path.name).write_bytes(_verified(path.read_bytes(), path, info.checksum))
-        else:
-            missing.append(path.name)
-    if missing:
-        raise _SourceError(f"no {', '.join(missing)} there")
-
-
-def _download(raw: Path, registered: Mapping[str, Any]) -> None:
-    for url, info in sorted(registered.items(), key=lambda item: int(item[1].size)):
-        try:
-            with urllib.request.urlopen(url, timeout=_NETWORK_TIMEOUT) as response:
-                data = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise _SourceError(_one_line(error)) from error
-        path = raw / Path(url).name
-        path.write_bytes(_verified(data, path, info.checksum))
-
-
-def _fetch_debian(raw: Path, scratch: Path, registered: Mapping[str, Any]) -> None:
-    """Fetches and unpacks the package as any user, without a change outside `scratch`."""
-    config = scratch / "apt.conf"
-    config.write_text(
-        f'Dir::Cache "{scratch}/apt"; Acquire::Retries "0"; APT::Sandbox::User "";\n'
-        f'Acquire::http::Timeout "{_NETWORK_TIMEOUT}"; #clear APT::Update;\n'
-    )
-    apt = ["apt-get", f"--config-file={config}"]
-    (scratch / "apt" / "archives" / "partial").mkdir(parents=True)
-    try:
-        _run([*apt, "download", _DEBIAN_PACKAGE], scratch)
-    except _SourceError:  # no package lists, or stale ones: fetch our own
-        lists = scratch / "apt" / "lists"
-        (lists / "partial").mkdir(parents=True)
-        apt += ["-o", f"Dir::State::Lists={lists}"]
-        _run([*apt, "update"], scratch)
-        _run([*apt, "download", _DEBIAN_PACKAGE], scratch)
-    (package,) = scratch.glob("*.deb")
-    _run(["dpkg-deb", "--extract", str(package), str(scratch / "debian")], scratch)
-    _copy_files(scratch / "debian" / _DEBIAN_FOLDER.relative_to("/"), raw, registered)
-
-
-def _run(command: list[str], cwd: Path) -> None:
-    try:
-        subprocess.run(
-            command,
-            cwd=cwd,
-            env={**os.environ, "LC_ALL": "C"},
-            timeout=_COMMAND_TIMEOUT,
-            check=True,
-            capture_output=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error).encode()
-        raise _SourceError(reason.decode(errors="replace").strip().splitlines()[-1]) from error
-
-
-class _WrongFileError(_SourceError):
-    """A file whose content is not the registered one."""
-
-
-def _verified(data: bytes, path: Path, checksum: str) -> bytes:
-    """Returns the file as TFDS registered it, from its own bytes or from Debian's version of it."""
-    for candidate in (data, _restore_gzip_header(data, path.name)):
-        if _sha256(candidate) == checksum:
-            return candidate
-    raise _WrongFileError(f"{path} has SHA-256 {_sha256(data)}, not Fashion-MNIST's {checksum}")
-
-
-def _restore_gzip_header(data: bytes, name: str) -> bytes:
-    """Puts back the name and the time that Debian's packaging takes out of a gzip header."""
-    modified = 1504176606 if name.startswith("train") else 1504176627
-    header = b"\x1f\x8b\x08\x08" + struct.pack("<I", modified) + b"\x00\x03"
-    return header + name.removesuffix(".gz").encode() + b"\x00" + data[10:]
+    return tfds.image_classification.FashionMNIST.url_infos
 
 
 # --- Helpers.
@@ -426,11 +295,3 @@ def _quiet_tfds() -> Iterator[Any]:
             yield tfds
         finally:
             logging.set_verbosity(verbosity)
-
-
-def _sha256(data: bytes | memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

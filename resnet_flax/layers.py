@@ -32,6 +32,25 @@ def uniform_bias(fan_in: int) -> Initializer:
     return init
 
 
+def channel_mean(x: jax.Array) -> jax.Array:
+    """Mean of (..., C) over all axes but the last, one axis after the other.
+
+    On a CPU, XLA adds all values in one running total: over the 589,824 of a channel after D2L's
+    first convolution, float32 loses a digit, and every ReLU that flips for it changes gradients by
+    percents (benchmarks/precision.py). Short sums keep the digit; the barriers keep them apart.
+    """
+    while x.ndim > 1:
+        x = lax.optimization_barrier(x.mean(-2))
+    return x
+
+
+def broadcast_channels(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Broadcasts (C,) over ``x``, (..., C), so that its gradient is summed as in `channel_mean`."""
+    for size in x.shape[:-2]:
+        values = lax.optimization_barrier(jnp.repeat(values[..., None, :], size, -2))
+    return values[..., None, :]
+
+
 class Conv(nn.Module):
     """2-D convolution as ``torch.nn.Conv2d``: a square kernel, explicit symmetric padding.
 
@@ -74,7 +93,8 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias_init = uniform_bias(channels * size * size)
-            y += self.param("bias", bias_init, (self.features,), self.param_dtype).astype(y.dtype)
+            bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
+            y += broadcast_channels(bias, y).astype(y.dtype)
         return y
 
 
@@ -144,15 +164,14 @@ class BatchNorm(nn.Module):
 
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
-            axes = tuple(range(x.ndim - 1))
             count = x.size // channels
             if count < 2 and not self.is_initializing():
                 raise ValueError(
                     "BatchNorm needs more than one value per channel when train=True, but the "
                     f"input has shape {x.shape}: use a larger batch or image"
                 )
-            mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
+            mean = channel_mean(x)
+            var = channel_mean(jnp.square(x - broadcast_channels(mean, x)))
             if not self.is_initializing():
                 rate = self.momentum
                 unbiased_var = var * (count / (count - 1))
@@ -161,6 +180,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
+        mean, factor, bias = (broadcast_channels(values, x) for values in (mean, factor, bias))
         return ((x - mean) * factor + bias).astype(self.dtype)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from resnet_flax.training import EpochResult
+from resnet_flax.metrics import EpochResult
 
 
 def plot_curves(results: list[EpochResult], path: Path) -> None:

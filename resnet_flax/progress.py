@@ -10,7 +10,7 @@ import jax
 from tqdm import tqdm
 
 from resnet_flax.config import TrainConfig
-from resnet_flax.training import EpochResult, Metrics
+from resnet_flax.metrics import EpochResult, Metrics
 
 SECONDS_BETWEEN_LINES = 60.0
 STEPS_BEFORE_ESTIMATE = 5
@@ -95,13 +95,3 @@ class Progress:
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds as ``h:mm:ss``."""
     return str(timedelta(seconds=round(seconds)))
-
-
-def final_report(results: list[EpochResult], device: str) -> str:
-    """D2L's two closing lines; the rate is over the training time of all epochs."""
-    last = results[-1]
-    rate = len(results) / sum(1 / result.examples_per_sec for result in results)
-    return (
-        f"loss {last.loss:.3f}, train acc {last.train_acc:.3f}, test acc {last.test_acc:.3f}\n"
-        f"{rate:.1f} examples/sec on {device}"
-    )

@@ -56,10 +56,13 @@ def torch_keys(leaves: Iterable[Leaf], layout: str) -> dict[Leaf, str]:
     """The key of every leaf of a network in one of the `LAYOUTS`."""
     keys = {leaf: ".".join((*leaf[1:-1], LEAVES[leaf[-1]])) for leaf in leaves}
     stages = len({leaf[1] for leaf in keys if leaf[1].startswith("layer")})
-    rules = [(old, new.replace("{stages_plus_3}", str(stages + 3))) for old, new in LAYOUTS[layout]]
-    if layout.startswith("d2l") and not any(".conv3." in key for key in keys.values()):
+    rules = []
+    if stages:  # A block or a stage alone has neither stem nor dense layer.
+        place = str(stages + 3)
+        rules = [(old, new.replace("{stages_plus_3}", place)) for old, new in LAYOUTS[layout]]
+    if layout.startswith("d2l") and not any("conv3." in key for key in keys.values()):
         # D2L's block calls its shortcut conv3, unless that is a bottleneck's third convolution.
-        rules.append((r"\.downsample\.0\.", ".conv3."))
+        rules.append((r"\bdownsample\.0\.", "conv3."))
     for old, new in rules:
         keys = {leaf: re.sub(old, new, key) for leaf, key in keys.items()}
     return keys

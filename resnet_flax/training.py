@@ -6,7 +6,7 @@ resizes and scales them itself, so that no image crosses from host to device dur
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from flax import struct
 from flax.training import train_state
 
 from resnet_flax.errors import InputError, TrainingError
+from resnet_flax.metrics import EpochResult, Metrics
 from resnet_flax.preprocessing import prepare_images
 
 
@@ -51,64 +51,6 @@ class Images(NamedTuple):
         return cls(*jax.device_put((images, labels)))
 
 
-class Metrics(struct.PyTreeNode):
-    """Sums over samples, so that batches of different sizes weigh by their samples.
-
-    Attributes:
-        loss_sum: float32 scalar, cross-entropy in nats.
-        correct: int32 scalar.
-        count: int32 scalar, number of samples.
-    """
-
-    loss_sum: jax.Array
-    correct: jax.Array
-    count: jax.Array
-
-    @classmethod
-    def empty(cls) -> Self:
-        """The sums over no samples."""
-        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy; waits for the device."""
-        return float(self.loss_sum) / max(1, int(self.count))
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct predictions; waits for the device."""
-        return int(self.correct) / max(1, int(self.count))
-
-    def add(self, logits: jax.Array, losses: jax.Array, labels: jax.Array, weights: Any) -> Self:
-        """Adds a batch; ``weights`` (N,) is 1 for a sample that counts and 0 for padding."""
-        correct = (logits.argmax(-1) == labels) & (weights > 0)
-        return self.replace(
-            loss_sum=self.loss_sum + (losses * weights).sum(),
-            correct=self.correct + correct.sum(dtype=jnp.int32),
-            count=self.count + (weights > 0).sum(dtype=jnp.int32),
-        )
-
-
-class EpochResult(NamedTuple):
-    """One line of ``metrics.jsonl``.
-
-    Attributes:
-        epoch: from 1.
-        loss: training cross-entropy, accumulated over the epoch in train mode.
-        train_acc: training accuracy, likewise.
-        test_acc: accuracy over the test set after the epoch, in eval mode.
-        examples_per_sec: training images per second of training time, evaluation left out.
-        seconds: wall time of the whole epoch.
-    """
-
-    epoch: int
-    loss: float
-    train_acc: float
-    test_acc: float
-    examples_per_sec: float
-    seconds: float
-
-
 def create_train_state(
     model: nn.Module, optimizer: optax.GradientTransformation, images: Images, seed: int
 ) -> TrainState:
@@ -120,15 +62,20 @@ def create_train_state(
         images: tells the number of channels; the initial values do not depend on the pixels.
         seed: decides the initial parameters.
     """
-    sample = jnp.zeros((1, 32, 32, images.images.shape[-1]), jnp.float32)
-    variables = jax.jit(model.init)(jax.random.key(seed), sample)
-    return TrainState.create(
+    variables = _initialize(model, seed, channels=images.images.shape[-1])
+    state = TrainState.create(
         apply_fn=model.apply,
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         tx=optimizer,
         seed=jnp.uint32(seed),
     )
+    return state.replace(step=jnp.int32(0))  # an array, as after a step or a restore
+
+
+@partial(jax.jit, static_argnames=("model", "channels"))
+def _initialize(model: nn.Module, seed: int, *, channels: int) -> Any:
+    return model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, channels)))
 
 
 @partial(jax.jit, static_argnames="image_size", donate_argnames="state")
@@ -205,20 +152,27 @@ def evaluate(state: TrainState, data: Images, *, batch_size: int, image_size: in
     return metrics
 
 
-def compile_train_steps(
-    state: TrainState, data: Images, batch_sizes: set[int], *, image_size: int
-) -> dict[int, jax.stages.Compiled]:
-    """Compiles `train_step` ahead of time for each batch size, so that no epoch pays for it.
+def check_batches(batches: list[np.ndarray], image_size: int) -> None:
+    """Makes sure that the smallest batch can be normalised in the network's last stage.
+
+    Args:
+        batches: index arrays.
+        image_size: height and width of the images, in pixels.
 
     Raises:
-        InputError: when the smallest batch holds too few values to normalise by.
+        InputError: when that stage would hold a single value per channel.
     """
-    values = min(batch_sizes) * math.ceil(image_size / 32) ** 2
-    if values < 2:
+    if min(map(len, batches)) * math.ceil(image_size / 32) ** 2 < 2:
         raise InputError(
             f"the last batch would hold 1 image of {image_size}x{image_size} pixels, too few for "
             "batch normalisation: change --batch-size, --train-examples or --image-size"
         )
+
+
+def compile_train_steps(
+    state: TrainState, data: Images, batch_sizes: set[int], *, image_size: int
+) -> Mapping[int, Callable[..., tuple[TrainState, Metrics]]]:
+    """Compiles `train_step` ahead of time for each batch size, so that no epoch pays for it."""
     compiled = {}
     for size in sorted(batch_sizes):
         indices = jax.ShapeDtypeStruct((size,), jnp.int32)
@@ -231,7 +185,7 @@ def train_epoch(
     state: TrainState,
     data: Images,
     batches: list[np.ndarray],
-    steps: dict[int, jax.stages.Compiled],
+    steps: Mapping[int, Callable[..., tuple[TrainState, Metrics]]],
     *,
     epoch: int,
     on_step: Callable[[int, Metrics], None],
@@ -294,9 +248,10 @@ def fit(
         The last state, and the results of all epochs.
 
     Raises:
-        InputError: when the smallest batch holds too few values to normalise by.
         TrainingError: when the loss is no longer finite.
     """
+    if len(results) >= epochs:
+        return state, results
     sizes = [len(indices) for indices in batches(1)]
     with progress.compiling():
         steps = compile_train_steps(state, train_set, set(sizes), image_size=image_size)

@@ -1,4 +1,4 @@
-"""A Fashion-MNIST of 30 + 10 random images, in every form that `resnet_flax.data` reads."""
+"""A Fashion-MNIST of 30 + 10 random images, in every form that the package reads, and sources."""
 
 import functools
 import gzip
@@ -12,9 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from resnet_flax import raw_files
 
 SIZES = {"train": 30, "test": 10}
 PREFIXES = {"train": "train", "test": "t10k"}
+FILES = [
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+]
+NO_SERVER = "http://127.0.0.1:9/"  # the port that discards
 
 
 class TinyFashionMNIST:
@@ -55,6 +65,12 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return folder
+
+
+def shut_off_debian(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes away Debian's package where it is installed, and the programs that would fetch it."""
+    monkeypatch.setattr(raw_files, "_DEBIAN_FOLDER", Path("/absent"))
+    monkeypatch.setenv("PATH", "/no-programs")
 
 
 @contextmanager

@@ -36,5 +36,5 @@ def test_prepared_images_are_scaled_as_to_tensor_does():
 
 
 def test_floats_are_refused():
-    with pytest.raises(ValueError, match="must be uint8 in 0..255, not float32"):
+    with pytest.raises(ValueError, match=r"must be uint8 in 0\.\.255, not float32"):
         prepare_images(jnp.zeros((1, 28, 28, 1)), 96)

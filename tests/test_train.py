@@ -1,0 +1,162 @@
+"""``train.py`` as a person runs it: in a process of its own, on the real data."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+SMALL = "--image-size 28 --batch-size 64 --train-examples 160 --test-examples 100".split()
+CLOSING_LINES = (
+    r"loss \d+\.\d{3}, train acc [01]\.\d{3}, test acc [01]\.\d{3}\n"
+    r"\d+\.\d examples/sec on (cpu|cuda:\d+)\n\Z"
+)
+
+
+def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, TRAIN, *arguments], cwd=folder, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory, fashion_mnist):
+    folder = tmp_path_factory.mktemp("train")
+    return folder, train(folder, *SMALL, "--epochs", "2", "--run-dir", "run")
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def figures(row: dict) -> dict:
+    """What does not depend on the clock."""
+    return {name: row[name] for name in ("epoch", "loss", "train_acc", "test_acc")}
+
+
+def test_it_ends_with_d2ls_two_lines(finished_run):
+    _, process = finished_run
+    assert process.returncode == 0, process.stderr
+    assert re.search(CLOSING_LINES, process.stdout)
+    assert "Traceback" not in process.stderr
+
+
+def test_the_run_folder_holds_what_it_should(finished_run):
+    folder, process = finished_run
+    run = folder / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model.safetensors",
+        "curves.png",
+    }
+    config = json.loads((run / "config.json").read_text())
+    assert (config["image_size"], config["epochs"], config["seed"]) == (28, 2, 0)
+    rows = metrics(run)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    last = rows[-1]
+    assert (
+        f"loss {last['loss']:.3f}, train acc {last['train_acc']:.3f}, "
+        f"test acc {last['test_acc']:.3f}\n" in process.stdout
+    )
+    with Image.open(run / "curves.png") as picture:
+        assert picture.size == (750, 525)
+
+
+def test_the_weights_load_in_pytorch(finished_run):
+    import torch
+
+    from tests.torch_reference import d2l_resnet18
+
+    folder, _ = finished_run
+    tensors = load_file(folder / "run" / "model.safetensors")
+    network = d2l_resnet18()
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+
+
+def test_a_resumed_run_ends_as_the_undisturbed_one(finished_run, tmp_path):
+    folder, _ = finished_run
+    first = train(tmp_path, *SMALL, "--epochs", "1", "--run-dir", "run")
+    assert first.returncode == 0, first.stderr
+    second = train(tmp_path, *SMALL, "--epochs", "2", "--run-dir", "run", "--resume")
+    assert second.returncode == 0, second.stderr
+    expected = [figures(row) for row in metrics(folder / "run")]
+    assert [figures(row) for row in metrics(tmp_path / "run")] == expected
+    ours, theirs = (load_file(path / "run" / "model.safetensors") for path in (tmp_path, folder))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_resuming_a_finished_run_repeats_its_closing_lines(finished_run):
+    folder, process = finished_run
+    again = train(folder, *SMALL, "--epochs", "2", "--run-dir", "run", "--resume")
+    assert again.returncode == 0
+    assert again.stdout == "".join(process.stdout.splitlines(keepends=True)[-2:])
+
+
+def test_ctrl_c_stops_with_130_and_one_line(tmp_path, fashion_mnist):
+    process = subprocess.Popen(
+        [sys.executable, TRAIN, "--run-dir", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "config.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.splitlines()[-1].startswith("train.py: interrupted")
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "resnet19"], "invalid choice: 'resnet19'"),
+        (["--epochs", "-1"], "--epochs must be at least 1, not -1"),
+        (["--image-size", "0"], "--image-size must be at least 1, not 0"),
+        (["--train-examples", "70000"], "70000"),
+        (["--train-examples", "65", *SMALL[:4]], "last batch would hold 1 image"),
+        (["--run-dir", "file/run"], "cannot write the run folder file/run"),
+        (["--resume"], "nothing to resume"),
+        (["--data-dir", "file"], "file"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_leaves_nothing(tmp_path, arguments, words, fashion_mnist):
+    (tmp_path / "file").write_text("a file, where a folder should be")
+    process = train(tmp_path, *arguments)
+    assert process.returncode == 2
+    line = process.stderr.splitlines()[-1]
+    assert line.startswith("train.py: error: ")
+    assert words in line
+    assert "Traceback" not in process.stderr
+    assert process.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_data_and_no_network_is_one_line(tmp_path):
+    environment = {**os.environ, "PATH": "", "http_proxy": "http://127.0.0.1:9"}
+    process = subprocess.run(
+        [sys.executable, TRAIN, "--data-dir", "data"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "runs").exists()
+    assert not list(tmp_path.rglob("*.gz"))
