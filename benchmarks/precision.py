@@ -56,7 +56,7 @@ def torch_gradients(
     images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(dtype)
     logits = network(images)
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long()).backward()
-    named = {key: value.grad.numpy() for key, value in network.named_parameters()}
+    named = {key: np.asarray(value.grad) for key, value in network.named_parameters()}
     return {**named, "logits": logits.detach().numpy()}
 
 

@@ -1,7 +1,7 @@
-"""Convolution, batch normalisation, dense layer and max pooling with PyTorch's semantics, in NHWC.
+"""Convolution, batch normalisation and dense layer with PyTorch's semantics, in NHWC.
 
 Flax's own layers differ from PyTorch's in padding at stride 2, default initialisers, the meaning of
-``momentum`` and the running variance; these four are what the network is built from instead.
+``momentum`` and the running variance; these three are what the network is built from instead.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 from jax import lax
 from jax.nn import initializers
+
+from resnet_flax.operations import broadcast_channels, channel_mean, convolve
 
 # D2L's `train_ch6` draws every convolution and dense kernel from Xavier's uniform distribution.
 xavier_uniform: Initializer = initializers.xavier_uniform()
@@ -30,25 +32,6 @@ def uniform_bias(fan_in: int) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-def channel_mean(x: jax.Array) -> jax.Array:
-    """Mean of (..., C) over all axes but the last, one axis after the other.
-
-    On a CPU, XLA adds all values in one running total: over the 589,824 of a channel after D2L's
-    first convolution, float32 loses a digit, and every ReLU that flips for it changes gradients by
-    percents (benchmarks/precision.py). Short sums keep the digit; the barriers keep them apart.
-    """
-    while x.ndim > 1:
-        x = lax.optimization_barrier(x.mean(-2))
-    return x
-
-
-def broadcast_channels(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Broadcasts (C,) over ``x``, (..., C), so that its gradient is summed as in `channel_mean`."""
-    for size in x.shape[:-2]:
-        values = lax.optimization_barrier(jnp.repeat(values[..., None, :], size, -2))
-    return values[..., None, :]
 
 
 class Conv(nn.Module):
@@ -84,13 +67,7 @@ class Conv(nn.Module):
         kernel = self.param(
             "kernel", self.kernel_init, (size, size, channels, self.features), self.param_dtype
         )
-        y = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.strides, self.strides),
-            padding=[(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
         if self.use_bias:
             bias_init = uniform_bias(channels * size * size)
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
@@ -182,19 +159,3 @@ class BatchNorm(nn.Module):
         factor = scale * lax.rsqrt(var + self.epsilon)
         mean, factor, bias = (broadcast_channels(values, x) for values in (mean, factor, bias))
         return ((x - mean) * factor + bias).astype(self.dtype)
-
-
-def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array:
-    """Max pooling as ``torch.nn.MaxPool2d``: padding never wins, since it counts as -inf.
-
-    Args:
-        x: (N, H, W, C).
-        window: side of the window, in pixels.
-        strides: step of the window, in pixels.
-        padding: pixels added on each of the four edges.
-
-    Returns:
-        (N, H', W', C) with H' = (H + 2 * padding - window) // strides + 1.
-    """
-    edges = [(padding, padding)] * 2
-    return nn.max_pool(x, (window, window), strides=(strides, strides), padding=edges)

@@ -23,10 +23,10 @@ from resnet_flax.layers import (
     Conv,
     Dense,
     kaiming_normal,
-    max_pool,
     pytorch_uniform,
     xavier_uniform,
 )
+from resnet_flax.operations import max_pool
 
 
 class ResNet(nn.Module):

@@ -9,7 +9,6 @@ from resnet_flax.layers import (
     Conv,
     Dense,
     kaiming_normal,
-    max_pool,
     pytorch_uniform,
 )
 
@@ -39,14 +38,6 @@ def test_convolution_pads_all_four_edges_as_pytorch(size, kernel, strides, paddi
         padding=padding,
     )
     np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
-
-
-def test_max_pool_ignores_its_padding():
-    images = -1 - np.abs(random_images(2, 9, 9, 3))  # zeros at the edges would win
-    theirs = torch.nn.functional.max_pool2d(nchw(images), 3, 2, 1)
-    np.testing.assert_array_equal(
-        max_pool(jnp.asarray(images), 3, 2, 1), theirs.permute(0, 2, 3, 1)
-    )
 
 
 def test_batch_norm_follows_pytorch_over_steps():
