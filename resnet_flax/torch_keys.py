@@ -4,10 +4,9 @@ Submodules are named after torchvision's keys, so that a key follows from a leaf
 last segment; the other layouts of keys replace prefixes.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any
 
 # A leaf's place in the variables, such as ("params", "layer1", "0", "conv1", "kernel").
@@ -71,7 +70,8 @@ def torch_keys(leaves: Iterable[Leaf], layout: str) -> dict[Leaf, str]:
 def match_keys(leaves: Iterable[Leaf], state_dict: Mapping[str, Any]) -> dict[Leaf, str]:
     """The key of every leaf, and of a dense layer, in the layout that fits a state dict best."""
     leaves = dict.fromkeys([*leaves, *HEAD])
-    common = os.path.commonprefix([*state_dict]).split(".")[:-1]
+    segments = zip(*(key.split(".") for key in state_dict), strict=False)
+    common = [first for first, *others in takewhile(lambda parts: len(set(parts)) == 1, segments)]
     candidates = [
         {leaf: prefix + key for leaf, key in torch_keys(leaves, layout).items()}
         for prefix in ["", *accumulate(f"{part}." for part in common)]

@@ -75,20 +75,23 @@ def from_torch(
     if adapt_stem == "sum" and in_channels is None:
         in_channels = 1
     given = {str(key): _with_shape(str(key), value) for key, value in state_dict.items()}
-    expected = _expected(model, in_channels or 1)
+    expected = variable_shapes(model, in_channels or 1)
     keys = match_keys(expected, given)
 
     head: dict[Leaf, Any] = {}
     if new_head is not None or drop_head:
         left = [keys[leaf] for leaf in HEAD if given.pop(keys[leaf], None) is not None]
-        report(f"dense layer: left behind {', '.join(left) or 'nothing, there was none'}")
+        report(f"dense layer: left behind {', '.join(left) or 'nothing'}")
     if new_head is not None:
         head = _draw_head(model, new_head, expected)
         report(f"dense layer: drawn anew for {model.num_classes} classes")
     wanted = {leaf: spec for leaf, spec in expected.items() if leaf not in head}
 
     stem = _stem(wanted)
-    shapes = {keys[leaf]: _torch_shape(spec) for leaf, spec in wanted.items()}
+    shapes = {
+        keys[leaf]: tuple(spec.shape[axis] for axis in TO_TORCH[len(spec.shape)])
+        for leaf, spec in wanted.items()
+    }
     if adapt_stem or in_channels is None:
         # How many channels the checkpoint's images have is for the checkpoint to say.
         channels = _channels(given.get(keys[stem]), axis=1)
@@ -140,7 +143,7 @@ def to_torch(
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r}: choose from {', '.join(LAYOUTS)}")
     given = {leaf: _with_shape("/".join(leaf), v) for leaf, v in flatten_dict(variables).items()}
-    expected = _expected(model, _channels(given.get(_stem(given)), axis=2))
+    expected = variable_shapes(model, _channels(given.get(_stem(given)), axis=2))
     shapes = {"/".join(leaf): spec.shape for leaf, spec in expected.items()}
     _check("the variables", shapes, {"/".join(leaf): value for leaf, value in given.items()})
 
@@ -193,7 +196,7 @@ def save_safetensors(
         raise InputError(f"cannot write {path}: {error}") from error
 
 
-def _expected(model: Any, in_channels: int) -> dict[Leaf, jax.ShapeDtypeStruct]:
+def variable_shapes(model: Any, in_channels: int) -> dict[Leaf, jax.ShapeDtypeStruct]:
     """Shape and dtype of every leaf of the variables, without computing any."""
     images = jax.ShapeDtypeStruct((1, 32, 32, in_channels), jnp.float32)
     return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
@@ -210,10 +213,6 @@ def _channels(kernel: Any, axis: int) -> int:
     return max(1, shape[axis]) if len(shape) == 4 else 1
 
 
-def _torch_shape(spec: jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    return tuple(spec.shape[axis] for axis in TO_TORCH[len(spec.shape)])
-
-
 def _counter(running_mean: str) -> str:
     return running_mean.removesuffix("running_mean") + "num_batches_tracked"
 
@@ -224,7 +223,7 @@ def _with_shape(key: str, value: Any) -> Any:
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{key} is not an array: {error}") from error
+        raise InputError(f"{key!r} is not an array: {error}") from error
 
 
 def _dtype_name(value: Any) -> str:
@@ -251,7 +250,8 @@ def _check(what: str, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str,
     }
     listed = "; ".join(f"{fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
     if listed:
-        raise InputError(f"{what} and the model do not fit: {listed}")
+        one_line = listed.encode("unicode_escape").decode()
+        raise InputError(f"{what} and the model do not fit: {one_line}")
 
 
 def _as_numpy(key: str, value: Any) -> np.ndarray:
@@ -284,9 +284,7 @@ def _adapt_stem(
         report(f"stem: {given} input channels summed into one")
         return kernel.sum(2, keepdims=True, dtype=np.float64)
     if how == "replicate" and in_channels:
-        report(
-            f"stem: {given} input channels replicated to {in_channels}, times {given}/{in_channels}"
-        )
+        report(f"stem: {given} input channels replicated to {in_channels}, scaled by their ratio")
         return kernel[:, :, np.arange(in_channels) % given].astype(np.float64) * given / in_channels
     raise InputError('adapt_stem is "sum", for one channel, or "replicate", for in_channels=N')
 

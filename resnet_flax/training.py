@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,11 +31,11 @@ class TrainState(train_state.TrainState):
         seed: uint32 scalar; with ``step`` it makes the random key of each step (dropout).
     """
 
-    batch_stats: Any
+    batch_stats: chex.ArrayTree
     seed: jax.Array
 
     @property
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> dict[str, chex.ArrayTree]:
         """What ``model.apply`` takes in evaluation."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
@@ -97,7 +98,7 @@ def train_step(
     images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
-    def loss_function(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array, jax.Array]]:
+    def loss_function(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
         logits, updates = state.apply_fn(
             {"params": params, "batch_stats": state.batch_stats},
             images,

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 import numpy as np
 import optax
 
@@ -40,7 +39,3 @@ def run_epoch(
     batches = shuffled_batches(len(data.labels), batch_size, seed=0, epoch=epoch)
     steps = dict.fromkeys((len(batch) for batch in batches), STEP)  # jit keeps them compiled
     return train_epoch(state, data, batches, steps, epoch=epoch, on_step=lambda *_: None)
-
-
-def as_numpy(state: TrainState) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]

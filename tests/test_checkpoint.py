@@ -1,15 +1,15 @@
 import json
 from pathlib import Path
 
+import chex
 import jax
-import numpy as np
 import pytest
 
 from resnet_flax.checkpoint import RunFolder
 from resnet_flax.config import TrainConfig
 from resnet_flax.errors import InputError
 from resnet_flax.metrics import EpochResult
-from tests.small_run import as_numpy, new_state, random_data, run_epoch
+from tests.small_run import new_state, random_data, run_epoch
 
 RESULT = EpochResult(1, 0.5, 0.8, 0.7, 100.0, 2.0)
 
@@ -24,8 +24,7 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path):
     fresh = new_state(data, seed=9)
     restored, results = resumed.restore(fresh)
     assert results == [RESULT]
-    for a, b in zip(as_numpy(restored), as_numpy(state), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(jax.tree.leaves(restored), jax.tree.leaves(state))
     assert jax.tree.structure(restored) == jax.tree.structure(fresh)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 12
 

@@ -1,5 +1,6 @@
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +100,7 @@ def test_training_updates_statistics_and_evaluation_does_not():
         lambda a, b: bool((a != b).any()), update["batch_stats"], variables["batch_stats"]
     )
     assert all(jax.tree.leaves(changed))
-    jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], variables["batch_stats"])
+    chex.assert_trees_all_equal(kept["batch_stats"], variables["batch_stats"])
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():

@@ -1,5 +1,6 @@
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from resnet_flax.training import (
     evaluate,
     train_step,
 )
-from tests.small_run import IMAGE_SIZE, MODEL, as_numpy, new_state, random_data, run_epoch
+from tests.small_run import IMAGE_SIZE, MODEL, new_state, random_data, run_epoch
 
 
 def test_a_step_is_sgd_on_the_mean_cross_entropy():
@@ -39,12 +40,8 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy():
     after, metrics = train_step(state, Metrics.empty(), data, indices, image_size=IMAGE_SIZE)
     assert metrics.loss == pytest.approx(float(expected_loss), rel=1e-5)
     assert int(after.step) == 1
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        after.batch_stats,
-        update["batch_stats"],
-    )
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(after.batch_stats, update["batch_stats"], rtol=1e-5, atol=1e-6)
 
 
 def test_the_state_is_immutable_and_donated():
@@ -69,9 +66,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     data = random_data(20)
     first, second = (run_epoch(new_state(data, seed=3), data, 8)[0] for _ in range(2))
     other, _ = run_epoch(new_state(data, seed=4), data, 8)
-    for a, b in zip(as_numpy(first), as_numpy(second), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert any((a != b).any() for a, b in zip(as_numpy(first), as_numpy(other), strict=True))
+    chex.assert_trees_all_equal(first.variables, second.variables)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(first.variables, other.variables, rtol=0.1)
 
 
 def test_the_last_smaller_batch_counts_and_normalises_by_its_own_images():
@@ -89,11 +86,7 @@ def test_the_last_smaller_batch_counts_and_normalises_by_its_own_images():
     state, metrics = run_epoch(state, data, 8)
     assert int(metrics.count) == 11
     assert metrics.loss == pytest.approx(np.mean(losses), rel=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        state.batch_stats,
-        variables["batch_stats"],
-    )
+    chex.assert_trees_all_close(state.batch_stats, variables["batch_stats"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, 11, 64])

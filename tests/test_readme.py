@@ -1,0 +1,72 @@
+"""The README's commands and snippets are run, in its order."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.torch_reference import TorchvisionResNet
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def torchvision_resnet18(channels: int, classes: int) -> torch.nn.Module:
+    return TorchvisionResNet((2, 2, 2, 2), channels, classes, "imagenet")
+
+
+def test_the_snippets_take_a_checkpoint_from_pytorch_and_back(
+    tmp_path, monkeypatch, capsys, fashion_mnist
+):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = torchvision_resnet18(3, 1000)
+    save_file(network.state_dict(), "checkpoint.safetensors")
+    namespace: dict = {}
+    for snippet in SNIPPETS:
+        exec(compile(snippet, "README.md", "exec"), namespace)
+    assert re.search(r"loss \d\.\d{3}, accuracy 0\.\d{3}\n", capsys.readouterr().out)
+
+    tuned = torchvision_resnet18(1, 10)
+    tuned.load_state_dict(load_file("tuned.safetensors"))
+    assert tuned.bn1.num_batches_tracked == 2
+    images = np.random.default_rng(0).random((4, 32, 32, 1), np.float32)
+    ours = namespace["model"].apply(namespace["state"].variables, images)
+    theirs = tuned.eval()(torch.from_numpy(images).permute(0, 3, 1, 2)).detach()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_printed_summary_is_the_commands():
+    command = "python -m resnet_flax.summary --model resnet18 --image-size 224"
+    assert command in README
+    arguments = [sys.executable, *command.split()[1:]]
+    printed = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed in README
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["pip install -e . && python train.py --epochs 10", 'pip install -e ".[test]" && pytest'],
+)
+def test_the_two_commands_stand_at_the_top(command):
+    assert README.index(f"```bash\n{command}\n```") < 1000
+
+
+def test_what_the_readme_names_exists():
+    for module in re.findall(r"python -m ((?:resnet_flax|benchmarks)\.\w+)", README):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).exists(), picture
+    listed = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", README, re.M)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    modules = {path.stem for path in (ROOT / "resnet_flax").glob("*.py")} - {"__init__", "errors"}
+    assert modules <= listed
