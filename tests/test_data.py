@@ -126,7 +126,6 @@ def test_a_later_start_needs_neither_tfds_nor_tensorflow(
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-
 def test_take() -> None:
     dataset = Dataset(np.zeros((5, 28, 28, 1), np.uint8), np.arange(5, dtype=np.int32))
     assert dataset.take(None) is dataset
@@ -331,6 +330,7 @@ def test_two_runs_may_prepare_at_once(tiny: TinyFashionMNIST, folder: Path) -> N
 # --- Batches.
 
 
+@pytest.mark.parity
 def test_batches_hold_every_index_once_and_the_last_is_kept() -> None:
     batches = shuffled_batches(1_000, 256, seed=0, epoch=0)
     assert [batch.shape for batch in batches] == [(256,), (256,), (256,), (232,)]

@@ -51,11 +51,22 @@ def test_columns_serve_images_smaller_than_the_kernel_on_cpu_only():
         assert lowered(size, platform).count("stablehlo.convolution") == by_compiler
 
 
-def test_columns_equal_the_compilers_convolution():
-    images, kernel = random(2, 9, 8, 3), random(3, 3, 3, 4, seed=1)
-    expected = convolve(images, kernel, 2, 1)
-    ours = convolve_by_columns(images, kernel, strides=2, padding=1)
-    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"), [(7, 2, 3), (3, 2, 1), (3, 1, 1), (1, 2, 0)]
+)
+def test_columns_equal_the_compilers_convolution(size, strides, padding):
+    with jax.enable_x64(True):
+        images = random(2, 9, 8, 3).astype(np.float64)
+        kernel = random(size, size, 3, 4, seed=1).astype(np.float64)
+        expected = jax.lax.conv_general_dilated(
+            images,
+            kernel,
+            (strides, strides),
+            [(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        ours = convolve_by_columns(images, kernel, strides=strides, padding=padding)
+        np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 9, 7, 3), (1, 1, 1, 2), (1, 2, 3, 2)])

@@ -89,6 +89,7 @@ def test_the_last_smaller_batch_counts_and_normalises_by_its_own_images():
     chex.assert_trees_all_close(state.batch_stats, variables["batch_stats"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("batch_size", [4, 7, 11, 64])
 def test_evaluation_weighs_by_sample_whatever_the_batch_size(batch_size):
     data = random_data(11)

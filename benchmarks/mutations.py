@@ -1,0 +1,192 @@
+"""Whether the tests would notice: twelve faults, planted one at a time in a copy of the code.
+
+``python -m benchmarks.mutations`` takes a few minutes and prints for each fault which test failed.
+It exits with 0 only if the copy passes without a fault and fails with each. A fault is an exact
+replacement of text: where that text is not found exactly once, the script stops.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[1]
+COPIED = ("resnet_flax", "tests", "pyproject.toml")
+
+
+class Fault(NamedTuple):
+    """One fault and the tests that should notice.
+
+    Attributes:
+        name: as in the table.
+        file: of the package.
+        old: text in the file, exactly once.
+        new: what replaces it.
+        tests: node ids, the first to fail is reported.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def parity(level: str, case: str) -> tuple[str, ...]:
+    """A test of tests/test_parity.py in float64."""
+    return (f"tests/test_parity.py::test_{level}[{case}-float64]",)
+
+
+FAULTS = (
+    Fault(
+        "SAME padding",
+        "operations.py",
+        "padding=[(padding, padding)] * 2,",
+        'padding="SAME",',
+        parity("a_eval_forward", "Residual-d2l-stride2-28px-batch2"),
+    ),
+    Fault(
+        "BN momentum 0.99",
+        "layers.py",
+        "momentum: float = 0.1\n",
+        "momentum: float = 0.01  # what Flax calls 0.99\n",
+        parity("d_running_statistics", "Residual-d2l-27px-batch1"),
+    ),
+    Fault(
+        "eps 1e-3",
+        "layers.py",
+        "epsilon: float = 1e-5\n",
+        "epsilon: float = 1e-3\n",
+        parity("a_eval_forward", "Residual-d2l-27px-batch1"),
+    ),
+    Fault(
+        "biased variance",
+        "layers.py",
+        "unbiased_var = var * (count / (count - 1))",
+        "unbiased_var = var",
+        parity("d_running_statistics", "Residual-d2l-27px-batch1"),
+    ),
+    Fault(
+        "swapped stride placement",
+        "blocks.py",
+        "(self.strides, 1) if self.stride_first else (1, self.strides)",
+        "(1, self.strides) if self.stride_first else (self.strides, 1)",
+        parity("a_eval_forward", "Bottleneck-torchvision-stride2-28px-batch2"),
+    ),
+    Fault(
+        "missing bias",
+        "layers.py",
+        "y += broadcast_channels(bias, y).astype(y.dtype)",
+        "y += 0 * broadcast_channels(bias, y).astype(y.dtype)",
+        parity("a_eval_forward", "Residual-d2l-27px-batch1"),
+    ),
+    Fault(
+        "transposed kernel",
+        "torch_weights.py",
+        "4: (2, 3, 1, 0)",
+        "4: (3, 2, 1, 0)",
+        parity("a_eval_forward", "Residual-d2l-27px-batch1"),
+    ),
+    Fault(
+        "last batch dropped",
+        "data.py",
+        "range(batch_size, num_examples, batch_size))",
+        "range(batch_size, num_examples, batch_size))[: num_examples // batch_size]",
+        ("tests/test_data.py::test_batches_hold_every_index_once_and_the_last_is_kept",),
+    ),
+    Fault(
+        "mean over batches, not samples",
+        "metrics.py",
+        "(losses * weights).sum(),\n"
+        "            correct=self.correct + correct.sum(dtype=jnp.int32),\n"
+        "            count=self.count + (weights > 0).sum(dtype=jnp.int32),\n",
+        # As if each batch, padded or not, were a full one.
+        "(losses * weights).sum() * weights.size / weights.sum(),\n"
+        "            correct=self.correct + correct.sum() * weights.size // (weights > 0).sum(),\n"
+        "            count=self.count + weights.size,\n",
+        ("tests/test_training.py::test_evaluation_weighs_by_sample_whatever_the_batch_size[4]",),
+    ),
+    Fault(
+        "wrong resize alignment",
+        "preprocessing.py",
+        "centres = (np.arange(new) + 0.5) * scale",
+        "centres = np.arange(new) * scale + 0.5",
+        parity("e_training_steps_of_the_library", "resnet18-d2l-plain-batch4"),
+    ),
+    Fault(
+        "ReLU before add",
+        "blocks.py",
+        "        y = bn2(conv2(self.dropout(y, train)), train)\n"
+        "        return nn.relu(self.add(self.shortcut(x, train), y, train))",
+        "        y = bn2(conv2(self.dropout(y, train)), train)\n"
+        "        return self.add(self.shortcut(x, train), nn.relu(y), train)",
+        parity("a_eval_forward", "Residual-d2l-27px-batch1"),
+    ),
+    Fault(
+        "no shortcut norm",
+        "blocks.py",
+        '        return self.norm(name="1")(x, train) if self.norm_shortcut else x',
+        "        if self.norm_shortcut:\n"
+        '            self.norm(name="1")(x, train)\n'
+        "        return x",
+        parity("a_eval_forward", "Residual-torchvision-stride2-33px-batch2"),
+    ),
+)
+
+
+def plant(fault: Fault, copy: Path) -> None:
+    """Replaces the text in the copy."""
+    path = copy / "resnet_flax" / fault.file
+    source = path.read_text()
+    if source.count(fault.old) != 1:
+        sys.exit(f"{fault.name}: found {source.count(fault.old)} times in {fault.file}, not once")
+    path.write_text(source.replace(fault.old, fault.new))
+
+
+def run_tests(fault: Fault | None) -> subprocess.CompletedProcess[str]:
+    """Runs the fault's tests, or all faults' tests without any fault, on a fresh copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            if (REPOSITORY / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(REPOSITORY / name, copy / name, ignore=ignored)
+            else:
+                shutil.copy(REPOSITORY / name, copy / name)
+        tests = fault.tests if fault else tuple(test for each in FAULTS for test in each.tests)
+        if fault:
+            plant(fault, copy)
+        options = ["-x", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, *dict.fromkeys(tests)]
+        return subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+
+
+def main() -> None:
+    """Prints the table."""
+    print(f"{'fault':<32}{'seconds':>8}  caught by")
+    caught = 0
+    for fault in (None, *FAULTS):
+        start = time.perf_counter()
+        result = run_tests(fault)
+        seconds = f"{time.perf_counter() - start:8.0f}"
+        if fault is None:
+            if result.returncode != 0:
+                sys.exit(f"without a fault, the tests fail:\n{result.stdout}{result.stderr}")
+            print(f"{'none':<32}{seconds}  -", flush=True)
+            continue
+        # A fault that breaks the import would exit with another code, and prove nothing.
+        failed = re.search(r"^FAILED (\S+)", result.stdout, re.MULTILINE)
+        noticed = result.returncode == 1 and failed
+        caught += bool(noticed)
+        test = failed[1] if noticed and failed else f"NOTHING (exit {result.returncode})"
+        print(f"{fault.name:<32}{seconds}  {test.removeprefix('tests/')}", flush=True)
+    print(f"{caught} of {len(FAULTS)} faults caught")
+    sys.exit(caught != len(FAULTS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The largest difference from PyTorch at each of the five levels of `tests/parity.py`.
+
+``python -m benchmarks.parity`` prints the README's table: for each module and dtype the norm of the
+difference of the tensor that is furthest off, as a share of its layer's norm. Random images of
+33x33 pixels in batches of 2; for SGD, 20 steps on batches of 8 images of Fashion-MNIST.
+"""
+
+import jax
+import torch
+
+from resnet_flax.data import load_fashion_mnist
+from resnet_flax.runtime import configure_runtime
+from tests.parity import BLOCKS, NETWORKS, OPTIMISERS, STAGES, Case, differences, sgd_differences
+
+LEVELS = {
+    "eval": "(a) eval forward",
+    "train": "(b) train forward",
+    "gradients": "(c) gradients",
+    "statistics": "(d) running statistics",
+    "sgd": "(e) 20 SGD steps",
+}
+DTYPES = ("float64", "float32")
+SHOWN = (
+    "Residual-d2l-stride2",
+    "Bottleneck-torchvision-stride2",
+    "stage2-d2l",
+    "resnet18-d2l",
+    "resnet18-torchvision",
+    "resnet50-torchvision",
+)
+
+
+def largest_differences(case: Case, dtype: str) -> dict[str, float]:
+    """Level -> difference of the tensor that is furthest off."""
+    data = load_fashion_mnist()[0].take(8 * 20)
+    found = dict(differences(case, 33, 2, dtype))
+    found["sgd"] = sgd_differences(case, OPTIMISERS["plain"], dtype, data, batch=8)
+    return {level: max(found[level].values()) for level in LEVELS}
+
+
+def main() -> None:
+    """Prints the table in Markdown."""
+    configure_runtime()
+    torch.set_num_threads(1)
+    cases = {case.name: case for case in [*BLOCKS, *STAGES, *NETWORKS]}
+    print(f"| jax {jax.__version__}, torch {torch.__version__} |", " | ".join(LEVELS.values()), "|")
+    print("|---" * (1 + len(LEVELS)) + "|")
+    for name in SHOWN:
+        for dtype in DTYPES:
+            found = largest_differences(cases[name], dtype)
+            figures = " | ".join(f"{found[level]:.0e}" for level in LEVELS)
+            print(f"| {name}, {dtype} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
