@@ -179,7 +179,11 @@ def test_e_sgd_steps_of_networks(
     case: Case, optimiser: str, fashion_mnist: tuple[Dataset, Dataset]
 ) -> None:
     data = fashion_mnist[0].take(STEPS * 8)
+    # At 28 pixels the last BNs have 8 values each, and 20 steps amplify rounding beyond the limit.
+    images = np.pad(data.images, ((0, 0), (2, 3), (2, 3), (0, 0)))
     check(
-        sgd_differences(case, OPTIMISERS[optimiser], "float64", data, batch=8),
+        sgd_differences(
+            case, OPTIMISERS[optimiser], "float64", Dataset(images, data.labels), batch=8
+        ),
         TOLERANCES["float64"]["sgd"],
     )
