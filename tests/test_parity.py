@@ -172,14 +172,18 @@ def test_e_training_steps_of_the_library(
             pytest.param(RESNET18_TORCHVISION, name, id=f"{RESNET18_TORCHVISION.name}-{name}")
             for name in ("plain", "momentum", "nesterov", "decay")
         ),
-        *(pytest.param(case, "decay", id=f"{case.name}-decay") for case in OTHER_NETWORKS[:2]),
+        *(
+            pytest.param(case, "small-steps", id=f"{case.name}-small-steps")
+            for case in OTHER_NETWORKS[:2]
+        ),
     ],
 )
 def test_e_sgd_steps_of_networks(
     case: Case, optimiser: str, fashion_mnist: tuple[Dataset, Dataset]
 ) -> None:
     data = fashion_mnist[0].take(STEPS * 8)
-    # At 28 pixels the last BNs have 8 values each, and 20 steps amplify rounding beyond the limit.
+    # At 28 pixels the last BNs have 8 values each, and 20 steps amplify rounding beyond the limit;
+    # so they do in ResNet-50 at the full rate, from these random weights.
     images = np.pad(data.images, ((0, 0), (2, 3), (2, 3), (0, 0)))
     check(
         sgd_differences(
