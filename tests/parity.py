@@ -243,7 +243,8 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
     "momentum": {"lr": 0.05, "momentum": 0.9},
     "nesterov": {"lr": 0.05, "momentum": 0.9, "nesterov": True},
     "decay": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
-    "small-steps": {"lr": 0.0001},
+    "small-steps": {"lr": 1e-4},
+    "tiny-steps": {"lr": 1e-6},
 }
 """Options of `torch.optim.SGD`."""
 
