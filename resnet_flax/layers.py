@@ -14,7 +14,8 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 from jax.nn import initializers
 
-from resnet_flax.operations import broadcast_channels, channel_mean, convolve
+from resnet_flax.convolution import convolve
+from resnet_flax.operations import add_bias, batch_normalize
 
 # D2L's `train_ch6` draws every convolution and dense kernel from Xavier's uniform distribution.
 xavier_uniform: Initializer = initializers.xavier_uniform()
@@ -71,7 +72,7 @@ class Conv(nn.Module):
         if self.use_bias:
             bias_init = uniform_bias(channels * size * size)
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
-            y += broadcast_channels(bias, y).astype(y.dtype)
+            y = add_bias(y, bias)
         return y
 
 
@@ -147,15 +148,13 @@ class BatchNorm(nn.Module):
                     "BatchNorm needs more than one value per channel when train=True, but the "
                     f"input has shape {x.shape}: use a larger batch or image"
                 )
-            mean = channel_mean(x)
-            var = channel_mean(jnp.square(x - broadcast_channels(mean, x)))
+            y, mean, var = batch_normalize(x, scale, bias, self.epsilon)
             if not self.is_initializing():
                 rate = self.momentum
                 unbiased_var = var * (count / (count - 1))
                 running_mean.value = (1 - rate) * running_mean.value + rate * mean
                 running_var.value = (1 - rate) * running_var.value + rate * unbiased_var
         else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        mean, factor, bias = (broadcast_channels(values, x) for values in (mean, factor, bias))
-        return ((x - mean) * factor + bias).astype(self.dtype)
+            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+            y = (x - running_mean.value) * factor + bias
+        return y.astype(self.dtype)

@@ -1,11 +1,11 @@
-"""The arithmetic beneath the layers, written so that a CPU is precise and quick too.
+"""Sums over channels, batch normalisation and pooling, precise and quick on a CPU too.
 
 Every function gives the values of the plain JAX operation to float32 rounding. Where a CPU needs
 another formulation, `jax.lax.platform_dependent` chooses when the program is compiled, so that GPUs
-and TPUs keep the compiler's own.
+and TPUs keep the compiler's own. All have their own reverse-mode derivatives, in fewer passes over
+memory than JAX would derive, and so no forward-mode ones (`jax.jvp`).
 """
 
-import functools
 from functools import partial
 
 import jax
@@ -13,57 +13,98 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+# XLA splits a longer sum in two on a CPU, and then takes twice as long.
+LONGEST_SUM = 32
 
-def channel_mean(x: jax.Array) -> jax.Array:
-    """Mean of (..., C) over all axes but the last, one axis after the other.
 
-    On a CPU, XLA adds all values in one running total: over the 589,824 of a channel after D2L's
-    first convolution, float32 loses a digit, and every ReLU that flips for it changes gradients by
+def channel_sum(x: jax.Array) -> jax.Array:
+    """Sum of (..., C) over all axes but the last."""
+    return lax.platform_dependent(x, cpu=_channel_sum_on_cpu, default=_channel_sum)
+
+
+def _channel_sum(x: jax.Array) -> jax.Array:
+    return x.sum(tuple(range(x.ndim - 1)))
+
+
+def _channel_sum_on_cpu(x: jax.Array) -> jax.Array:
+    """One axis after the other.
+
+    XLA adds all values in one running total: over the 589,824 of a channel after D2L's first
+    convolution, float32 loses a digit, and every ReLU that flips for it changes gradients by
     percents (benchmarks/precision.py). Short sums keep the digit; the barriers keep them apart.
     """
     while x.ndim > 1:
-        x = lax.optimization_barrier(x.mean(-2))
+        *outer, size, channels = x.shape
+        part = next(part for part in range(min(size, LONGEST_SUM), 0, -1) if size % part == 0)
+        if 1 < part < size:
+            x = x.reshape(*outer, size // part, part, channels)
+        x = lax.optimization_barrier(x.sum(-2))
     return x
 
 
-def broadcast_channels(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Broadcasts (C,) over ``x``, (..., C), so that its gradient is summed as in `channel_mean`."""
-    for size in x.shape[:-2]:
-        values = lax.optimization_barrier(jnp.repeat(values[..., None, :], size, -2))
-    return values[..., None, :]
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds (C,) to (..., C), in the dtype of ``x``; its gradient is a `channel_sum`."""
+    return _add_bias_forward(x, bias)[0]
 
 
-def convolve(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
-    """Cross-correlates x, (N, H, W, C), with a kernel, (k, k, C, features)."""
-    by_compiler = partial(
-        lax.conv_general_dilated,
-        window_strides=(strides, strides),
-        padding=[(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    by_columns = partial(convolve_by_columns, strides=strides, padding=padding)
-    size = kernel.shape[0]
-    smallest = min((side + 2 * padding - size) // strides + 1 for side in x.shape[1:3])
-    if smallest >= size and x.dtype != jnp.float64:
-        return by_compiler(x, kernel)
-    # XLA has no fast convolution on a CPU for float64, nor for images smaller than the kernel: 3x3
-    # on 2x2 pixels runs at 3 GFLOP/s, as a matrix product at 80.
-    return lax.platform_dependent(x, kernel, cpu=by_columns, default=by_compiler)
+def _add_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x + bias.astype(x.dtype), bias
 
 
-def convolve_by_columns(
-    x: jax.Array, kernel: jax.Array, *, strides: int, padding: int
-) -> jax.Array:
-    """The same as one matrix product of every window's pixels with the kernel."""
-    size, _, channels, features = kernel.shape
-    x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
-    rows, columns = (side - size + 1 for side in x.shape[1:3])
-    windows = [
-        x[:, row : row + rows : strides, column : column + columns : strides]
-        for row in range(size)
-        for column in range(size)
-    ]
-    return jnp.concatenate(windows, -1) @ kernel.reshape(size * size * channels, features)
+def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, channel_sum(gradient.astype(bias.dtype))
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises by the batch's mean and biased variance (Ioffe & Szegedy, 2015, algorithm 1).
+
+    Args:
+        x: (..., C), float32 or float64.
+        scale: (C,).
+        bias: (C,).
+        epsilon: added to the variance before the square root.
+
+    Returns:
+        The normalised values (..., C), and the batch's mean and biased variance, each (C,). As in
+        PyTorch, no gradient flows through these two.
+    """
+    return _batch_normalize_forward(x, scale, bias, epsilon)[0]
+
+
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _batch_normalize_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Residuals]:
+    count = x.size // x.shape[-1]
+    mean = channel_sum(x) / count
+    var = channel_sum(jnp.square(x - mean)) / count
+    inverse = lax.rsqrt(var + epsilon)
+    return ((x - mean) * (scale * inverse) + bias, mean, var), (x, mean, inverse, scale)
+
+
+def _batch_normalize_backward(
+    epsilon: float, residuals: Residuals, gradients: tuple[jax.Array, jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, mean, inverse, scale = residuals
+    gradient = lax.optimization_barrier(gradients[0])  # what comes before is computed only once
+    count = x.size // x.shape[-1]
+    bias_gradient = channel_sum(gradient)
+    scale_gradient = channel_sum(gradient * (x - mean)) * inverse
+    slope = scale_gradient / count * inverse
+    input_gradient = gradient - bias_gradient / count - (x - mean) * slope
+    return input_gradient * (scale * inverse), scale_gradient, bias_gradient
+
+
+batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 
 def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array:
@@ -87,30 +128,61 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array
     return lax.platform_dependent(x, cpu=_max_pool_by_planes, default=by_compiler)
 
 
+PLACES = [(row, column) for row in range(3) for column in range(3)]
+
+
+@jax.custom_vjp
 def _max_pool_by_planes(x: jax.Array) -> jax.Array:
     """The stem's 3x3 pooling with a gradient of selections and shifts.
 
-    XLA's gradient of a pooling scatters pixel by pixel, which takes a CPU an eighth of a training
+    XLA's gradient of a pooling scatters pixel by pixel, which took a CPU an eighth of a training
     step of D2L's network; here the pixels of even and odd rows and columns are four planes, in
     which each of the window's nine places is a shifted view. As in PyTorch, the first of several
     equal pixels gets the gradient.
     """
+    return _max_pool_forward(x)[0]
+
+
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     samples, height, width, channels = x.shape
     rows, columns = (height + 1) // 2, (width + 1) // 2
     edges = [(0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0)]
-    x = jnp.pad(x, edges, constant_values=-jnp.inf)
-    planes = x.reshape(samples, rows + 1, 2, columns + 1, 2, channels)
-    places = [
-        planes[:, i // 2 : i // 2 + rows, i % 2, j // 2 : j // 2 + columns, j % 2]
-        for i in range(3)
-        for j in range(3)
-    ]
-    values = [lax.stop_gradient(place) for place in places]
-    largest = functools.reduce(jnp.maximum, values)
-    winner = jnp.full(largest.shape, len(places), jnp.uint8)
-    for index in reversed(range(len(places))):
-        winner = jnp.where(values[index] == largest, jnp.uint8(index), winner)
-    winner = lax.optimization_barrier(winner)  # found once, not again for each place's gradient
-    for index, place in enumerate(places):
-        largest = jnp.where(winner == index, place, largest)  # no winner: a NaN stays
-    return largest
+    padded = jnp.pad(x, edges, constant_values=-jnp.inf)
+    planes = padded.reshape(samples, rows + 1, 2, columns + 1, 2, channels)
+    largest = jnp.full((samples, rows, columns, channels), -jnp.inf, x.dtype)
+    winner = jnp.zeros(largest.shape, jnp.uint8)
+    for index, (i, j) in enumerate(PLACES):
+        place = planes[:, i // 2 : i // 2 + rows, i % 2, j // 2 : j // 2 + columns, j % 2]
+        wins = ~(place <= largest)  # so that a NaN wins ...
+        wins &= largest == largest  # ... and stays
+        largest = jnp.where(wins, place, largest)
+        winner = jnp.where(wins, jnp.uint8(index), winner)
+    # An empty array carries the input's shape.
+    return largest, (winner, jnp.zeros((height, width, 0)))
+
+
+def _max_pool_backward(
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array]:
+    winner, like = residuals
+    height, width, _ = like.shape
+    gradient = lax.optimization_barrier(gradient)
+
+    def plane(row: int, column: int) -> jax.Array:
+        """Gradient of the padded input's rows and columns of one parity."""
+        total = jnp.zeros((), gradient.dtype)
+        for index, (i, j) in enumerate(PLACES):
+            if (i % 2, j % 2) == (row, column):
+                chosen = jnp.where(winner == index, gradient, 0)
+                shifts = [(place // 2, 1 - place // 2) for place in (i, j)]
+                total += jnp.pad(chosen, [(0, 0), *shifts, (0, 0)])
+        return total
+
+    lines = [jnp.stack([plane(row, column) for column in (0, 1)], 3) for row in (0, 1)]
+    planes = lax.optimization_barrier(jnp.stack(lines, 2))
+    samples, rows, _, columns, _, channels = planes.shape
+    padded = planes.reshape(samples, 2 * rows, 2 * columns, channels)
+    return (padded[:, 1 : height + 1, 1 : width + 1],)
+
+
+_max_pool_by_planes.defvjp(_max_pool_forward, _max_pool_backward)

@@ -10,8 +10,6 @@ from flax import linen as nn
 from resnet_flax.operations import (
     broadcast_channels,
     channel_mean,
-    convolve,
-    convolve_by_columns,
     max_pool,
 )
 
@@ -22,51 +20,6 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 
 def to_torch(x: np.ndarray, axes: tuple[int, ...] = (0, 3, 1, 2)) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.asarray(x).transpose(axes))).requires_grad_()
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
-@pytest.mark.parametrize(("kernel", "strides", "padding"), [(7, 2, 3), (3, 2, 1), (3, 1, 1)])
-def test_convolution_and_its_gradients_are_pytorchs(size, kernel, strides, padding):
-    images, weight = random(2, size, size, 3), random(kernel, kernel, 3, 4, seed=1)
-    ours, pullback = jax.vjp(lambda x, w: convolve(x, w, strides, padding), images, weight)
-    cotangent = random(*ours.shape, seed=2)
-    image_gradient, weight_gradient = pullback(cotangent)
-
-    x, w = to_torch(images), to_torch(weight, (3, 2, 0, 1))
-    theirs = torch.nn.functional.conv2d(x, w, stride=strides, padding=padding)
-    theirs.backward(to_torch(cotangent))
-    close = {"rtol": 1e-4, "atol": 1e-5}
-    np.testing.assert_allclose(ours, theirs.detach().permute(0, 2, 3, 1), **close)
-    np.testing.assert_allclose(image_gradient, x.grad.permute(0, 2, 3, 1), **close)
-    np.testing.assert_allclose(weight_gradient, w.grad.permute(2, 3, 1, 0), **close)
-
-
-def test_columns_serve_images_smaller_than_the_kernel_on_cpu_only():
-    def lowered(size: int, platform: str) -> str:
-        images, kernel = jnp.ones((2, size, size, 3)), jnp.ones((3, 3, 3, 4))
-        function = jax.jit(lambda x, w: convolve(x, w, 1, 1))
-        return function.trace(images, kernel).lower(lowering_platforms=(platform,)).as_text()
-
-    for size, platform, by_compiler in [(2, "cpu", 0), (2, "cuda", 1), (3, "cpu", 1)]:
-        assert lowered(size, platform).count("stablehlo.convolution") == by_compiler
-
-
-@pytest.mark.parametrize(
-    ("size", "strides", "padding"), [(7, 2, 3), (3, 2, 1), (3, 1, 1), (1, 2, 0)]
-)
-def test_columns_equal_the_compilers_convolution(size, strides, padding):
-    with jax.enable_x64(True):
-        images = random(2, 9, 8, 3).astype(np.float64)
-        kernel = random(size, size, 3, 4, seed=1).astype(np.float64)
-        expected = jax.lax.conv_general_dilated(
-            images,
-            kernel,
-            (strides, strides),
-            [(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        ours = convolve_by_columns(images, kernel, strides=strides, padding=padding)
-        np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 9, 7, 3), (1, 1, 1, 2), (1, 2, 3, 2)])

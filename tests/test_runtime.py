@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax.runtime import YNNPACK_FLAG, configure_runtime
+from resnet_flax.runtime import BARRIER_FLAG, YNNPACK_FLAG, configure_runtime
 
 # jax#39103: a product of small matrices, squared and summed by row.
 CANARY = """
@@ -54,10 +54,11 @@ def test_reductions_of_realistic_size_are_right(shape):
 
 
 def test_what_the_user_set_wins(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"{YNNPACK_FLAG}=dot --xla_dump_to=x")
+    flags = f"{YNNPACK_FLAG}dot --xla_disable_hlo_passes=fusion --xla_dump_to=x"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     configure_runtime()
-    assert os.environ["XLA_FLAGS"] == f"{YNNPACK_FLAG}=dot --xla_dump_to=x"
+    assert os.environ["XLA_FLAGS"] == flags
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
 
 
@@ -65,5 +66,12 @@ def test_flags_are_added_to_the_users(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     configure_runtime()
-    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=x {YNNPACK_FLAG}="
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=x {YNNPACK_FLAG} {BARRIER_FLAG}"
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+def test_barriers_are_kept_only_where_nothing_but_the_cpu_computes(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr("resnet_flax.runtime.accelerator_expected", lambda: True)
+    configure_runtime()
+    assert os.environ["XLA_FLAGS"] == YNNPACK_FLAG

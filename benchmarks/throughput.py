@@ -1,0 +1,152 @@
+"""Training throughput of this library, of plain Flax and of PyTorch, side by side in one run.
+
+``python -m benchmarks.throughput`` trains D2L's ResNet-18 on batches of 256 images of 96x96 pixels.
+The contenders take turns, a few steps each, so that what else the machine does falls on all alike.
+"train" counts the training steps alone, as D2L does; "end to end" adds reading the batches and
+evaluating one image for every six trained, as an epoch of Fashion-MNIST does. Plain Flax appears
+twice: in the environment as installed, and under this library's settings; these, and PyTorch, run
+with the same settings of the C library's allocator and the same number of threads.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from resnet_flax.model import build_model
+from resnet_flax.runtime import BARRIER_FLAG, YNNPACK_FLAG
+from resnet_flax.summary import summarize
+
+# Both frameworks ask for gigabytes at each step; this keeps the C library from giving them back.
+ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296"
+    ":glibc.malloc.trim_threshold=17179869184"
+}
+SETTINGS = {**ALLOCATOR, "XLA_FLAGS": f"{YNNPACK_FLAG} {BARRIER_FLAG}"}
+
+
+class Contender(NamedTuple):
+    """One line of the table: what runs, with which options, in which environment."""
+
+    name: str
+    arguments: Sequence[str]
+    environment: dict[str, str]
+
+
+CPU_CONTENDERS = [
+    Contender("resnet_flax", ["resnet_flax"], ALLOCATOR),
+    Contender("plain Flax, as installed", ["plain_flax"], {}),
+    Contender("plain Flax, our settings", ["plain_flax"], SETTINGS),
+    Contender("PyTorch, contiguous", ["pytorch"], ALLOCATOR),
+    Contender("PyTorch, channels_last", ["pytorch", "--channels-last"], ALLOCATOR),
+]
+GPU_CONTENDERS = [
+    Contender("resnet_flax, bfloat16", ["resnet_flax", "--dtype=bfloat16"], {}),
+    Contender("resnet_flax, float32", ["resnet_flax"], {}),
+    Contender("plain Flax, float32", ["plain_flax"], {}),
+    Contender("PyTorch, channels_last", ["pytorch", "--channels-last"], {}),
+    Contender(
+        "PyTorch, compiled, bfloat16",
+        ["pytorch", "--channels-last", "--torch-compile", "--dtype=bfloat16"],
+        {},
+    ),
+]
+
+
+def start(contender: Contender, options: argparse.Namespace) -> subprocess.Popen[str]:
+    """Starts a contender's process; it compiles before it answers."""
+    command = [sys.executable, "-m", "benchmarks.contenders", *contender.arguments]
+    command += ["--model", options.model, "--batch-size", str(options.batch_size)]
+    command += ["--image-size", str(options.image_size)]
+    own = {"XLA_FLAGS", "GLIBC_TUNABLES"}
+    inherited = {key: value for key, value in os.environ.items() if key not in own}
+    return subprocess.Popen(
+        command,
+        env=inherited | contender.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ask(process: subprocess.Popen[str], order: Any = None) -> Any:
+    """Sends an order, if any, and waits for the answer."""
+    assert process.stdin
+    assert process.stdout
+    if order is not None:
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        sys.exit(f"{process.args!r}: stopped with exit code {process.wait()}")
+    return json.loads(answer)
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+def main() -> None:
+    """Prints the table in Markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="resnet18", help="resnet18, ..., resnet152")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--image-size", type=int, default=96, help="in pixels")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
+    parser.add_argument("--steps", type=int, default=3, help="training steps in a turn")
+    parser.add_argument("--gpu", action="store_true", help="the contenders for a GPU")
+    parser.add_argument("--only", nargs="*", default=(), help="names that contain one of these")
+    options = parser.parse_args()
+
+    contenders = GPU_CONTENDERS if options.gpu else CPU_CONTENDERS
+    if options.only:
+        contenders = [
+            each for each in contenders if any(name in each.name for name in options.only)
+        ]
+    processes, ready = {}, {}
+    for contender in contenders:  # one after the other, so that each compiles undisturbed
+        processes[contender.name] = start(contender, options)
+        ready[contender.name] = ask(processes[contender.name])["ready"]
+    answers: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
+    for _ in range(options.rounds):
+        for name, process in processes.items():
+            answers[name].append(ask(process, [options.steps, 0]))
+    for name, process in processes.items():  # 6 images trained for each one evaluated
+        answers[name].append(ask(process, [6, 1]))
+        process.communicate()
+
+    command = [sys.executable, "-m", "benchmarks.contenders", "roof"]
+    gigaflops = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    side = options.image_size
+    multiply_adds = sum(row.multiply_adds for row in summarize(build_model(options.model), side))
+    roof = gigaflops * 1e9 / (3 * 2 * multiply_adds)
+    print(f"{options.model}, batches of {options.batch_size} images, {side}x{side} pixels")
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch"))
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    print(f"{machine}; Python {platform.python_version()}, {libraries}")
+    print("\n| | train, images/s | ours is | share | end to end | first step after, s | peak GiB |")
+    print("|---|---|---|---|---|---|---|")
+    ours = [answer["train"] for answer in answers[contenders[0].name][:-1]]
+    for name, rows in answers.items():
+        *turns, last = rows
+        rates = [row["train"] for row in turns]
+        ratios = [a / b for a, b in zip(ours, rates, strict=True)]
+        ratio = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+        share = statistics.median(rates) / roof
+        print(f"| {name} | {spread(rates)} | {ratio} | {share:.0%} | {last['both']:.1f} |", end="")
+        print(f" {ready[name]:.1f} | {last['peak']:.1f} |")
+    print(f"\nThe share is of {gigaflops:.0f} GFLOP/s, a product of 4096x4096 matrices in PyTorch;")
+    print(f"an image takes {gigaflops / roof:.2f} GFLOP, thrice the forward convolutions'.")
+
+
+if __name__ == "__main__":
+    main()
