@@ -3,7 +3,6 @@
 import sys
 
 import numpy as np
-import optax
 
 from resnet_flax.checkpoint import RunFolder
 from resnet_flax.command_line import parse_config, run_command
@@ -13,7 +12,8 @@ from resnet_flax.metrics import EpochResult, final_report
 from resnet_flax.model import build_model
 from resnet_flax.plotting import plot_curves
 from resnet_flax.progress import Progress
-from resnet_flax.runtime import configure_runtime, device_name
+from resnet_flax.recipes import RECIPES, build_optimizer
+from resnet_flax.runtime import configure_runtime, device_name, keep_compiled_programs
 from resnet_flax.torch_weights import save_safetensors, to_torch
 from resnet_flax.training import Images, TrainState, check_batches, create_train_state, fit
 
@@ -21,6 +21,7 @@ from resnet_flax.training import Images, TrainState, check_batches, create_train
 def train(config: TrainConfig) -> None:
     """The whole job: data, model, training, results."""
     configure_runtime()
+    keep_compiled_programs()
     progress = Progress(config)
 
     train_data, test_data = load_fashion_mnist(config.data_dir, report=progress.say)
@@ -37,9 +38,11 @@ def train(config: TrainConfig) -> None:
 
     folder = RunFolder(config)
     progress.say(f"run folder: {folder.path}")
-    model = build_model(config.model, dtype=config.dtype)
-    optimizer = optax.sgd(config.learning_rate)
-    state = create_train_state(model, optimizer, train_set, config.seed)
+    recipe = RECIPES[config.recipe]
+    model = build_model(config.model, dtype=config.dtype, **recipe.model_fields)
+    steps = config.epochs * len(batches(1))
+    optimizer = build_optimizer(recipe, config.learning_rate, steps)
+    state = create_train_state(model, optimizer, train_set, config.seed, recipe)
     state, results = folder.restore(state)
 
     def keep(state: TrainState, results: list[EpochResult]) -> None:
@@ -54,11 +57,13 @@ def train(config: TrainConfig) -> None:
         batches=batches,
         epochs=config.epochs,
         image_size=config.image_size,
+        recipe=recipe,
         progress=progress,
         on_epoch_end=keep,
         results=results,
     )
-    save_safetensors(folder.path / "model.safetensors", to_torch(model, state.variables, "d2l"))
+    layout = "torchvision" if model.norm_shortcut else "d2l"
+    save_safetensors(folder.path / "model.safetensors", to_torch(model, state.variables, layout))
     print(final_report(results, device_name()))
 
 

@@ -119,8 +119,10 @@ def main() -> None:
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
     for _ in range(options.rounds):
         for name, process in processes.items():
+            ask(process, [1, 0])  # the system may have taken idle memory back
             answers[name].append(ask(process, [options.steps, 0]))
     for name, process in processes.items():  # 6 images trained for each one evaluated
+        ask(process, [1, 0])
         answers[name].append(ask(process, [6, 1]))
         process.communicate()
 

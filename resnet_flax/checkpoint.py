@@ -12,10 +12,11 @@ from flax import serialization
 from resnet_flax.config import TrainConfig, flag
 from resnet_flax.errors import InputError
 from resnet_flax.metrics import EpochResult
+from resnet_flax.recipes import RECIPES
 from resnet_flax.training import TrainState
 
 RUNS = Path("runs")
-# Fields that a resumed run may change without becoming another run.
+# Fields that a resumed run may change without becoming another run; the epochs decide a schedule.
 FREE_FIELDS = {"epochs", "data_dir", "run_dir", "resume"}
 
 
@@ -104,10 +105,11 @@ def _resumed_folder(config: TrainConfig) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot resume: {path / 'config.json'} is unreadable: {error}") from error
     asked = _as_json(config)
+    free = FREE_FIELDS - ({"epochs"} if RECIPES[config.recipe].one_cycle else set())
     differing = [
         f"{flag(name)} {saved.get(name)} there, {value} here"
         for name, value in asked.items()
-        if name not in FREE_FIELDS and saved.get(name) != value
+        if name not in free and saved.get(name) != value
     ]
     if differing:
         raise InputError(f"cannot resume {path}, whose run differs: {'; '.join(differing)}")

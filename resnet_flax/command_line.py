@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from resnet_flax.config import RECIPES, TrainConfig, flag
+from resnet_flax.config import TrainConfig, flag
 from resnet_flax.errors import InputError, TrainingError
+from resnet_flax.recipes import RECIPES
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -57,8 +58,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
             help=text,
         )
     given = vars(parser.parse_args(arguments))
-    recipe = given.get("recipe", TrainConfig.recipe)
-    return TrainConfig(**{**RECIPES[recipe], **given})
+    recipe = RECIPES[given.get("recipe", TrainConfig.recipe)]
+    return TrainConfig(**{**recipe.flags(), **given})
 
 
 def run_command(command: Callable[[], None]) -> int:

@@ -1,4 +1,4 @@
-"""What a training run is asked to do: `TrainConfig`, and the recipes as data."""
+"""What a training run is asked to do: `TrainConfig`."""
 
 import dataclasses
 import math
@@ -8,11 +8,7 @@ from typing import Any
 
 from resnet_flax.errors import InputError
 from resnet_flax.model import ARCHITECTURES
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "d2l": {"epochs": 10, "batch_size": 256, "learning_rate": 0.05, "image_size": 96},
-}
-"""Name -> what it sets where no flag does. D2L, section "Residual Networks (ResNet)", Training."""
+from resnet_flax.recipes import RECIPES
 
 DTYPES = ("float32", "bfloat16")
 
@@ -31,13 +27,15 @@ class TrainConfig:
 
     epochs: int = _option("passes over the training set", 10, at_least=1)
     batch_size: int = _option("images in a training step", 256, at_least=1)
-    learning_rate: float = _option("step size of SGD", 0.05)
+    learning_rate: float = _option("step size of SGD, the largest where it changes", 0.05)
     image_size: int = _option(
         "height and width the 28x28 images are resized to, in pixels", 96, at_least=1, at_most=1024
     )
     model: str = _option("network", "resnet18", choices=tuple(ARCHITECTURES))
     recipe: str = _option(
-        "named set of defaults for the flags above", "d2l", choices=tuple(RECIPES)
+        "how to train, and the defaults of the flags above: d2l as the book, fast",
+        "d2l",
+        choices=tuple(RECIPES),
     )
     seed: int = _option(
         "decides initial weights and order of images", 0, at_least=0, at_most=2**32 - 1

@@ -28,6 +28,9 @@ from resnet_flax.layers import (
 )
 from resnet_flax.operations import max_pool
 
+STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "small": (3, 1, True)}
+"""Name -> (kernel's side, its stride, whether 3x3 max pooling of stride 2 follows)."""
+
 
 class ResNet(nn.Module):
     """A residual network: stem, stages of 64, 128, 256, ... channels, global pooling, dense layer.
@@ -40,7 +43,9 @@ class ResNet(nn.Module):
         num_classes: classes; 0 leaves the dense layer out and returns the pooled features.
         use_bias: whether convolutions have a bias (D2L) or not (torchvision).
         norm_shortcut: whether a BN follows the shortcut's convolution (torchvision) or not (D2L).
-        stem: "imagenet" (7x7, stride 2, then 3x3 max pool, stride 2) or "cifar" (3x3, stride 1).
+        stem: "imagenet" (7x7, stride 2, then 3x3 max pool, stride 2), "cifar" (3x3, stride 1), or
+            "small" (3x3, stride 1, then 3x3 max pool, stride 2).
+        channels: of the stem and the first stage; each further stage has twice as many.
         width_multiplier: see `Block`.
         stride_first: see `Block`.
         preactivation: see `Block`.
@@ -61,6 +66,7 @@ class ResNet(nn.Module):
     use_bias: bool = True
     norm_shortcut: bool = False
     stem: str = "imagenet"
+    channels: int = 64
     width_multiplier: float = 1.0
     stride_first: bool = False
     preactivation: bool = False
@@ -112,15 +118,13 @@ class ResNet(nn.Module):
         )
 
         x = images.astype(self.dtype)
-        if self.stem == "imagenet":
-            x = conv(64, 7, 2, 3, name="conv1")(x)
-        elif self.stem == "cifar":
-            x = conv(64, 3, 1, 1, name="conv1")(x)
-        else:
-            raise ValueError(f"stem must be 'imagenet' or 'cifar', not {self.stem!r}")
+        if self.stem not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}, not {self.stem!r}")
+        size, strides, pooled = STEMS[self.stem]
+        x = conv(self.channels, size, strides, size // 2, name="conv1")(x)
         if not self.preactivation:
             x = nn.relu(norm(name="bn1")(x, train))
-        if self.stem == "imagenet":
+        if pooled:
             x = max_pool(x, 3, 2, 1)
 
         maps = []
@@ -128,7 +132,12 @@ class ResNet(nn.Module):
         for index, size in enumerate(self.stage_sizes):
             stage_rates, rates = rates[:size], rates[size:]
             x = Stage(
-                64 * 2**index, size, index == 0, block, stage_rates, name=f"layer{index + 1}"
+                self.channels * 2**index,
+                size,
+                index == 0,
+                block,
+                stage_rates,
+                name=f"layer{index + 1}",
             )(x, train)
             maps.append(x)
         if features:
@@ -190,7 +199,10 @@ def build_model(name: str, flavour: str = "d2l", **fields: Any) -> ResNet:
     if flavour not in FLAVOURS:
         raise InputError(f"unknown flavour {flavour!r}: choose from {', '.join(FLAVOURS)}")
     block, stage_sizes = ARCHITECTURES[name]
-    return ResNet(stage_sizes, block, **{**FLAVOURS[flavour], **fields})
+    chosen: dict[str, Any] = (
+        {"stage_sizes": stage_sizes, "block": block} | FLAVOURS[flavour] | fields
+    )
+    return ResNet(**chosen)
 
 
 def resnet18(flavour: str = "d2l", **fields: Any) -> ResNet:

@@ -1,10 +1,13 @@
-"""Settings that must stand before JAX starts its backend, and the name of the device."""
+"""Settings that must stand before JAX starts its backend, the cache, and the device's name."""
 
 import ctypes
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
+from pathlib import Path
 
 import jax
 
@@ -51,6 +54,37 @@ def add_flag(flag: str) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if flag.partition("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what XLA compiles in the user's cache folder, so that the next start need not compile.
+
+    The folder is private, since programs in it are run, and one for each kind of machine, since
+    they use its instructions. ``JAX_COMPILATION_CACHE_DIR`` wins; a folder that cannot be written
+    is done without.
+    """
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "resnet_flax" / machine_key()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        trusted = folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK)
+    except (OSError, AttributeError):  # Windows has no getuid
+        return
+    if trusted:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def machine_key() -> str:
+    """Names the processor's instruction set, and the system."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        features = platform.processor()
+    digest = hashlib.sha256(features.encode()).hexdigest()[:16]
+    return f"{platform.system()}-{platform.machine()}-{digest}".lower()
 
 
 def accelerator_expected() -> bool:

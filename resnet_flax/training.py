@@ -16,11 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from flax import struct
 from flax.training import train_state
 
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.metrics import EpochResult, Metrics
 from resnet_flax.preprocessing import prepare_images
+from resnet_flax.recipes import RECIPES, Recipe, augment, moving_average
+
+D2L = RECIPES["d2l"]
 
 
 class TrainState(train_state.TrainState):
@@ -28,16 +32,18 @@ class TrainState(train_state.TrainState):
 
     Attributes:
         batch_stats: running statistics of the batch normalisations.
-        seed: uint32 scalar; with ``step`` it makes the random key of each step (dropout).
+        seed: uint32 scalar; with ``step`` it makes the random key of each step (dropout, shifts).
+        average: running average of parameters and statistics; empty where the recipe has none.
     """
 
     batch_stats: chex.ArrayTree
     seed: jax.Array
+    average: chex.ArrayTree = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, chex.ArrayTree]:
-        """What ``model.apply`` takes in evaluation."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What ``model.apply`` takes in evaluation: the averages, if there are any."""
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 class Images(NamedTuple):
@@ -53,7 +59,11 @@ class Images(NamedTuple):
 
 
 def create_train_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, images: Images, seed: int
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    images: Images,
+    seed: int,
+    recipe: Recipe = D2L,
 ) -> TrainState:
     """Initialises parameters and optimiser on the device.
 
@@ -62,6 +72,7 @@ def create_train_state(
         optimizer: any Optax optimiser.
         images: tells the number of channels; the initial values do not depend on the pixels.
         seed: decides the initial parameters.
+        recipe: decides whether parameters and statistics are averaged.
     """
     variables = _initialize(model, seed, channels=images.images.shape[-1])
     state = TrainState.create(
@@ -70,6 +81,7 @@ def create_train_state(
         batch_stats=variables.get("batch_stats", {}),
         tx=optimizer,
         seed=jnp.uint32(seed),
+        average=jax.tree.map(jnp.copy, dict(variables)) if recipe.average_decay else {},
     )
     return state.replace(step=jnp.int32(0))  # an array, as after a step or a restore
 
@@ -79,9 +91,15 @@ def _initialize(model: nn.Module, seed: int, *, channels: int) -> Any:
     return model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, channels)))
 
 
-@partial(jax.jit, static_argnames="image_size", donate_argnames="state")
+@partial(jax.jit, static_argnames=("image_size", "recipe"), donate_argnames="state")
 def train_step(
-    state: TrainState, metrics: Metrics, data: Images, indices: jax.Array, *, image_size: int
+    state: TrainState,
+    metrics: Metrics,
+    data: Images,
+    indices: jax.Array,
+    *,
+    image_size: int,
+    recipe: Recipe = D2L,
 ) -> tuple[TrainState, Metrics]:
     """One step of the optimiser on the cross-entropy's mean over the batch (D2L, `train_ch6`).
 
@@ -91,12 +109,14 @@ def train_step(
         data: the whole training set.
         indices: int32 (B,), the batch's samples.
         image_size: height and width the images are resized to, in pixels.
+        recipe: decides augmentation, label smoothing and averaging; D2L has none of them.
 
     Returns:
         The new state, and the sums with this batch's loss and hits *before* the update.
     """
     images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    images = augment(jax.random.fold_in(key, 1), images, recipe)
 
     def loss_function(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
         logits, updates = state.apply_fn(
@@ -107,14 +127,22 @@ def train_step(
             rngs={"dropout": key},
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), (updates["batch_stats"], logits, losses)
+        uniform = logits.mean(-1) - jax.nn.logsumexp(logits, -1)  # log-probabilities' mean
+        share = recipe.label_smoothing
+        objective = (1 - share) * losses - share * uniform if share else losses
+        return objective.mean(), (updates["batch_stats"], logits, losses)
 
     gradients, (batch_stats, logits, losses) = jax.grad(loss_function, has_aux=True)(state.params)
     state = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+    if recipe.average_decay:
+        new = {"params": state.params, "batch_stats": state.batch_stats}
+        state = state.replace(
+            average=moving_average(recipe, state.average, new, jnp.asarray(state.step))
+        )
     return state, metrics.add(logits, losses, labels, jnp.ones_like(losses))
 
 
-@partial(jax.jit, static_argnames="image_size")
+@partial(jax.jit, static_argnames=("image_size", "flip"))
 def eval_step(
     state: TrainState,
     metrics: Metrics,
@@ -123,6 +151,7 @@ def eval_step(
     weights: jax.Array,
     *,
     image_size: int,
+    flip: bool = False,
 ) -> Metrics:
     """Adds a batch of the test set to the sums, normalised by the running statistics.
 
@@ -133,14 +162,19 @@ def eval_step(
         indices: int32 (B,), the batch's samples.
         weights: float32 (B,), 1 for a sample and 0 for padding.
         image_size: height and width the images are resized to, in pixels.
+        flip: average the logits with those of the mirrored images.
     """
     images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
     logits = state.apply_fn(state.variables, images, train=False)
+    if flip:
+        logits = (logits + state.apply_fn(state.variables, images[:, :, ::-1], train=False)) / 2
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return metrics.add(logits, losses, labels, weights)
 
 
-def evaluate(state: TrainState, data: Images, *, batch_size: int, image_size: int) -> Metrics:
+def evaluate(
+    state: TrainState, data: Images, *, batch_size: int, image_size: int, flip: bool = False
+) -> Metrics:
     """Loss and accuracy over a whole data set, in eval mode, each sample counted once."""
     metrics = Metrics.empty()
     count = len(data.labels)
@@ -149,7 +183,9 @@ def evaluate(state: TrainState, data: Images, *, batch_size: int, image_size: in
         # Padding keeps one compiled shape; in eval mode a sample cannot touch another's logits.
         weights = (indices < count).astype(np.float32)
         indices = np.minimum(indices, count - 1)
-        metrics = eval_step(state, metrics, data, indices, weights, image_size=image_size)
+        metrics = eval_step(
+            state, metrics, data, indices, weights, image_size=image_size, flip=flip
+        )
     return metrics
 
 
@@ -171,13 +207,20 @@ def check_batches(batches: list[np.ndarray], image_size: int) -> None:
 
 
 def compile_train_steps(
-    state: TrainState, data: Images, batch_sizes: set[int], *, image_size: int
+    state: TrainState,
+    data: Images,
+    batch_sizes: set[int],
+    *,
+    image_size: int,
+    recipe: Recipe = D2L,
 ) -> Mapping[int, Callable[..., tuple[TrainState, Metrics]]]:
     """Compiles `train_step` ahead of time for each batch size, so that no epoch pays for it."""
     compiled = {}
     for size in sorted(batch_sizes):
         indices = jax.ShapeDtypeStruct((size,), jnp.int32)
-        lowered = train_step.lower(state, Metrics.empty(), data, indices, image_size=image_size)
+        lowered = train_step.lower(
+            state, Metrics.empty(), data, indices, image_size=image_size, recipe=recipe
+        )
         compiled[size] = lowered.compile()
     return compiled
 
@@ -228,6 +271,7 @@ def fit(
     batches: Callable[[int], list[np.ndarray]],
     epochs: int,
     image_size: int,
+    recipe: Recipe = D2L,
     progress: Any,
     on_epoch_end: Callable[[TrainState, list[EpochResult]], None],
     results: list[EpochResult],
@@ -241,6 +285,7 @@ def fit(
         batches: epoch -> that epoch's index arrays.
         epochs: the last epoch's number.
         image_size: height and width the images are resized to, in pixels.
+        recipe: see `train_step`.
         progress: a `resnet_flax.progress.Progress`.
         on_epoch_end: called with the new state and all results so far.
         results: the epochs that a resumed run has behind it.
@@ -255,7 +300,9 @@ def fit(
         return state, results
     sizes = [len(indices) for indices in batches(1)]
     with progress.compiling():
-        steps = compile_train_steps(state, train_set, set(sizes), image_size=image_size)
+        steps = compile_train_steps(
+            state, train_set, set(sizes), image_size=image_size, recipe=recipe
+        )
     for epoch in range(len(results) + 1, epochs + 1):
         started = time.perf_counter()
         with progress.epoch(epoch, sizes) as on_step:
@@ -264,7 +311,9 @@ def fit(
             )
             loss = trained.loss
             training_seconds = time.perf_counter() - started
-        tested = evaluate(state, test_set, batch_size=max(sizes), image_size=image_size)
+        tested = evaluate(
+            state, test_set, batch_size=max(sizes), image_size=image_size, flip=recipe.flip
+        )
         result = EpochResult(
             epoch=epoch,
             loss=loss,

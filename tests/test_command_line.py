@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from resnet_flax.command_line import parse_config, run_command
-from resnet_flax.config import RECIPES, TrainConfig, flag
+from resnet_flax.config import TrainConfig, flag
 from resnet_flax.errors import InputError, TrainingError
+from resnet_flax.recipes import RECIPES
 
 
 def test_the_default_is_d2ls_recipe():
@@ -31,9 +32,17 @@ def test_every_flag_reaches_its_field():
 
 
 def test_a_flag_wins_over_the_recipe(monkeypatch):
-    monkeypatch.setitem(RECIPES, "d2l", {"epochs": 3, "batch_size": 8})
+    recipe = dataclasses.replace(RECIPES["d2l"], epochs=3, batch_size=8)
+    monkeypatch.setitem(RECIPES, "d2l", recipe)
     config = parse_config(["--epochs", "2"])
     assert (config.epochs, config.batch_size) == (2, 8)
+
+
+def test_a_recipe_sets_its_flags():
+    config = parse_config(["--recipe", "fast", "--epochs", "2"])
+    fast = RECIPES["fast"]
+    assert (config.epochs, config.batch_size, config.image_size) == (2, fast.batch_size, 28)
+    assert config.learning_rate == fast.learning_rate
 
 
 def test_help_explains_every_flag_with_its_default(capsys):

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +76,27 @@ def test_barriers_are_kept_only_where_nothing_but_the_cpu_computes(monkeypatch):
     monkeypatch.setattr("resnet_flax.runtime.accelerator_expected", lambda: True)
     configure_runtime()
     assert os.environ["XLA_FLAGS"] == YNNPACK_FLAG
+
+
+def test_compiled_programs_are_kept_in_a_private_folder(tmp_path):
+    program = (
+        "from resnet_flax.runtime import keep_compiled_programs; keep_compiled_programs();"
+        "import jax; print(jax.config.values['jax_compilation_cache_dir'])"
+    )
+
+    def folder(**environment: str) -> str:
+        process = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return process.stdout.strip()
+
+    kept = Path(folder(XDG_CACHE_HOME=str(tmp_path / "cache")))
+    assert kept.parent == tmp_path / "cache" / "resnet_flax"
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert folder(JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == str(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert folder(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"

@@ -1,0 +1,81 @@
+"""Seconds from the start of the process to a test accuracy of 0.909, for three ways to get there.
+
+0.909 is the mean of thirteen public runs of D2L's recipe. ``python -m benchmarks.time_to_accuracy``
+runs ``train.py --recipe fast`` to its end with three seeds and notes when the first epoch passes
+it. D2L's own recipe takes its ten epochs for it; those are extrapolated, here and in PyTorch, from
+``--steps`` training steps and a sixth as many evaluated batches.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.throughput import CPU_CONTENDERS, ask, start
+
+TARGET = 0.909
+D2L_IMAGES = 10 * 60_000
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+
+def run_fast(seed: int, epochs: int) -> tuple[float | None, float, float]:
+    """Seconds to the target, if it is reached; seconds to the end; accuracy at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(TRAIN), "--recipe", "fast", "--epochs", str(epochs)]
+        command += ["--seed", str(seed), "--run-dir", f"{folder}/run"]
+        started, reached, accuracy = time.perf_counter(), None, 0.0
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            for line in process.stdout:
+                seconds = time.perf_counter() - started
+                if line.startswith("epoch"):
+                    rows = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+                    accuracy = json.loads(rows[-1])["test_acc"]
+                    print(f"  {seconds:6.1f} s  {line}", end="", flush=True)
+                    if accuracy >= TARGET and reached is None:
+                        reached = seconds
+        if process.returncode:
+            sys.exit(f"train.py stopped with exit code {process.returncode}")
+        return reached, time.perf_counter() - started, accuracy
+
+
+def main() -> None:
+    """Prints the runs, and a table in Markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=10, help="of the recipe fast")
+    parser.add_argument("--steps", type=int, default=24, help="of D2L's recipe")
+    options = parser.parse_args()
+
+    d2l = argparse.Namespace(model="resnet18", batch_size=256, image_size=96)
+    ten_epochs = {}
+    for contender in (CPU_CONTENDERS[0], CPU_CONTENDERS[-1]):
+        process = start(contender, d2l)
+        ready = ask(process)["ready"]
+        rate = ask(process, [options.steps, options.steps // 6])["both"]
+        process.communicate()
+        ten_epochs[contender.name] = ready + D2L_IMAGES / rate
+        print(f"{contender.name}: {ten_epochs[contender.name]:.0f} s for ten epochs", flush=True)
+    runs = [run_fast(seed, options.epochs) for seed in options.seeds]
+
+    theirs = ten_epochs[CPU_CONTENDERS[-1].name]
+    print(f"\n| | seconds to {TARGET} | PyTorch takes | accuracy at the end | seconds to the end |")
+    print("|---|---|---|---|---|")
+    for name, seconds in ten_epochs.items():
+        print(f"| d2l, {name} (extrapolated) | {seconds:.0f} | {theirs / seconds:.1f}x | | |")
+    for seed, (reached, seconds, accuracy) in zip(options.seeds, runs, strict=True):
+        figures = f"{reached:.0f} | {theirs / reached:.1f}x" if reached else "never | -"
+        print(f"| fast, seed {seed} | {figures} | {accuracy:.3f} | {seconds:.0f} |")
+    accuracies = [accuracy for _, _, accuracy in runs]
+    mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
+    print(f"\nfast, {options.epochs} epochs: {mean:.4f} mean, {low:.3f} to {high:.3f}")
+
+
+if __name__ == "__main__":
+    main()
