@@ -89,7 +89,10 @@ def _gradients_on_cpu(
     # ten times as long, a quarter of a training step.
     x, gradient = lax.optimization_barrier((x, gradient))
     if _winograd_pays(x, kernel, strides, padding):
-        return winograd.input_gradient(gradient, kernel), winograd.kernel_gradient(x, gradient)
+        input_gradient = winograd.input_gradient(gradient, kernel)
+        # One after the other: side by side they would push each other's parts out of the cache.
+        x, gradient, input_gradient = lax.optimization_barrier((x, gradient, input_gradient))
+        return input_gradient, winograd.kernel_gradient(x, gradient)
     slow = _compiler_is_slow(x, kernel, strides, padding)
     by_columns = partial(_by_columns, strides=strides, padding=padding)
     by_compiler = partial(_by_compiler, strides=strides, padding=padding)

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
@@ -35,7 +36,8 @@ def _channel_sum_on_cpu(x: jax.Array) -> jax.Array:
     """
     while x.ndim > 1:
         *outer, size, channels = x.shape
-        part = next(part for part in range(min(size, LONGEST_SUM), 0, -1) if size % part == 0)
+        parts = range(min(size, LONGEST_SUM), 0, -1)
+        part = next((part for part in parts if size % part == 0), 1)
         if 1 < part < size:
             x = x.reshape(*outer, size // part, part, channels)
         x = lax.optimization_barrier(x.sum(-2))
@@ -148,6 +150,7 @@ def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Arr
     rows, columns = (height + 1) // 2, (width + 1) // 2
     edges = [(0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0)]
     padded = jnp.pad(x, edges, constant_values=-jnp.inf)
+    padded = lax.optimization_barrier(padded)
     planes = padded.reshape(samples, rows + 1, 2, columns + 1, 2, channels)
     largest = jnp.full((samples, rows, columns, channels), -jnp.inf, x.dtype)
     winner = jnp.zeros(largest.shape, jnp.uint8)
@@ -157,6 +160,7 @@ def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Arr
         wins &= largest == largest  # ... and stays
         largest = jnp.where(wins, place, largest)
         winner = jnp.where(wins, jnp.uint8(index), winner)
+    largest, winner = lax.optimization_barrier((largest, winner))
     # An empty array carries the input's shape.
     return largest, (winner, jnp.zeros((height, width, 0)))
 
@@ -166,22 +170,24 @@ def _max_pool_backward(
 ) -> tuple[jax.Array]:
     winner, like = residuals
     height, width, _ = like.shape
-    gradient = lax.optimization_barrier(gradient)
+    samples, rows, columns, channels = gradient.shape
+    edges = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    gradient, winner = lax.optimization_barrier(
+        (jnp.pad(gradient, edges), jnp.pad(winner, edges, constant_values=len(PLACES)))
+    )
 
     def plane(row: int, column: int) -> jax.Array:
         """Gradient of the padded input's rows and columns of one parity."""
         total = jnp.zeros((), gradient.dtype)
         for index, (i, j) in enumerate(PLACES):
             if (i % 2, j % 2) == (row, column):
-                chosen = jnp.where(winner == index, gradient, 0)
-                shifts = [(place // 2, 1 - place // 2) for place in (i, j)]
-                total += jnp.pad(chosen, [(0, 0), *shifts, (0, 0)])
+                top, left = 1 - i // 2, 1 - j // 2
+                window = np.s_[:, top : top + rows + 1, left : left + columns + 1]
+                total += jnp.where(winner[window] == index, gradient[window], 0)
         return total
 
     lines = [jnp.stack([plane(row, column) for column in (0, 1)], 3) for row in (0, 1)]
-    planes = lax.optimization_barrier(jnp.stack(lines, 2))
-    samples, rows, _, columns, _, channels = planes.shape
-    padded = planes.reshape(samples, 2 * rows, 2 * columns, channels)
+    padded = jnp.stack(lines, 2).reshape(samples, 2 * (rows + 1), 2 * (columns + 1), channels)
     return (padded[:, 1 : height + 1, 1 : width + 1],)
 
 

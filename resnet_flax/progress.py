@@ -25,7 +25,7 @@ class Progress:
         self.epochs = config.epochs
         self.cheaper = "fewer --epochs or --train-examples"
         if config.image_size > CHEAP_IMAGE_SIZE:
-            self.cheaper = f"--image-size {CHEAP_IMAGE_SIZE}, {self.cheaper}"
+            self.cheaper = f"--recipe fast, --image-size {CHEAP_IMAGE_SIZE}, {self.cheaper}"
         self.terminal = sys.stderr.isatty()
         self.estimated = False
 

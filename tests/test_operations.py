@@ -7,11 +7,7 @@ import pytest
 import torch
 from flax import linen as nn
 
-from resnet_flax.operations import (
-    broadcast_channels,
-    channel_mean,
-    max_pool,
-)
+from resnet_flax.operations import add_bias, batch_normalize, channel_sum, max_pool
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -57,34 +53,54 @@ def test_max_pool_keeps_a_nan(place):
     assert np.isnan(pooled).any()
 
 
-def test_max_pool_differentiates_forward_too():
-    images = jnp.asarray(random(1, 6, 6, 2))
-    _, forward = jax.jvp(lambda x: max_pool(x, 3, 2, 1), (images,), (images,))
-    np.testing.assert_allclose(forward, max_pool(images, 3, 2, 1), rtol=1e-6)
-
-
-def test_channel_mean_keeps_float32s_digits():
+def test_channel_sum_keeps_float32s_digits():
     values = random(64, 48, 48, 8)
-    exact = values.astype(np.float64).mean((0, 1, 2))
-    error = np.abs(jax.jit(channel_mean)(values) - exact) / np.abs(exact)
+    exact = values.astype(np.float64).sum((0, 1, 2))
+    error = np.abs(jax.jit(channel_sum)(values) - exact) / np.abs(exact)
     assert error.max() < 3e-7  # one running total has 2e-6
 
 
-def test_gradient_of_a_broadcast_keeps_float32s_digits():
-    cotangent = random(64, 48, 48, 8)
-    zeros = jnp.zeros(8)
-    out, pullback = jax.vjp(
-        lambda v: broadcast_channels(v, cotangent) + jnp.zeros_like(cotangent), zeros
-    )
-    assert out.shape == cotangent.shape
-    exact = cotangent.astype(np.float64).sum((0, 1, 2))
-    (gradient,) = jax.jit(pullback)(cotangent)
-    assert (np.abs(gradient - exact) / np.abs(exact)).max() < 5e-7
-
-
-@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3), (2, 3, 4, 3)])
-def test_means_and_broadcasts_of_every_rank(shape):
+@pytest.mark.parametrize(
+    "shape", [(3,), (5, 3), (64, 3), (67, 3), (2, 4, 3), (2, 35, 4, 3), (1, 1, 1, 3), (0, 3)]
+)
+def test_channel_sum_of_every_rank_and_size(shape):
     values = random(*shape)
-    np.testing.assert_allclose(channel_mean(values), values.reshape(-1, 3).mean(0), rtol=1e-5)
-    channels = jnp.arange(3.0)
-    np.testing.assert_array_equal(broadcast_channels(channels, values) + values, channels + values)
+    np.testing.assert_allclose(channel_sum(values), values.reshape(-1, 3).sum(0), rtol=1e-5)
+
+
+def test_gradient_of_a_bias_keeps_float32s_digits():
+    cotangent = random(64, 48, 48, 8)
+    y, pullback = jax.vjp(add_bias, jnp.zeros_like(cotangent), jnp.arange(8.0))
+    np.testing.assert_array_equal(y, np.broadcast_to(np.arange(8), y.shape))
+    exact = cotangent.astype(np.float64).sum((0, 1, 2))
+    to_input, to_bias = jax.jit(pullback)(cotangent)
+    np.testing.assert_array_equal(to_input, cotangent)
+    assert (np.abs(to_bias - exact) / np.abs(exact)).max() < 5e-7
+
+
+def test_a_bias_takes_the_dtype_of_what_it_is_added_to():
+    cotangent = jnp.full((300, 1), 1, jnp.bfloat16)
+    y, pullback = jax.vjp(add_bias, cotangent, jnp.float32([0.5]))
+    assert y.dtype == jnp.bfloat16
+    to_input, to_bias = pullback(cotangent)
+    assert (to_input.dtype, to_bias.dtype) == (jnp.bfloat16, jnp.float32)
+    assert to_bias == 300  # bfloat16 counts to 256
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 5, 7, 3), (2, 1, 1, 3)])
+def test_batch_normalize_and_its_gradients_are_pytorchs(shape):
+    x, scale, bias = random(*shape), random(3, seed=1), random(3, seed=2)
+    cotangent = random(*shape, seed=3)
+    (y, mean, var), pullback = jax.vjp(lambda *args: batch_normalize(*args, 1e-5), x, scale, bias)
+    gradients = pullback((cotangent, jnp.ones(3), jnp.ones(3)))  # the statistics give none
+
+    inputs = [torch.from_numpy(array).requires_grad_() for array in (x.reshape(-1, 3), scale, bias)]
+    normalize = torch.nn.functional.batch_norm
+    theirs = normalize(inputs[0], None, None, *inputs[1:], training=True, eps=1e-5)
+    theirs.backward(torch.from_numpy(cotangent.reshape(-1, 3)))
+    np.testing.assert_allclose(y.reshape(-1, 3), theirs.detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mean, x.reshape(-1, 3).mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(var, x.reshape(-1, 3).var(0), rtol=1e-5)
+    for gradient, tensor in zip(gradients, inputs, strict=True):
+        shape = tensor.grad.shape
+        np.testing.assert_allclose(gradient.reshape(shape), tensor.grad, rtol=1e-3, atol=1e-3)

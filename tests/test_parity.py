@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_flax import resnet18
+from resnet_flax import convolution, resnet18
 from resnet_flax.data import Dataset
 from resnet_flax.torch_weights import from_torch
 from tests.parity import (
@@ -116,6 +116,18 @@ def test_c_gradients(case: Case, size: int, batch: int, dtype: str) -> None:
 @levels
 def test_d_running_statistics(case: Case, size: int, batch: int, dtype: str) -> None:
     check(differences(case, size, batch, dtype)["statistics"], TOLERANCES[dtype]["statistics"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_to_d_with_winograds_convolution_wherever_it_can_be(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 1)
+    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 0)
+    found = differences.__wrapped__(RESNET18_D2L, 65, 2, dtype)
+    for level in ("eval", "train", "gradients", "statistics"):
+        check(found[level], TOLERANCES[dtype][level])
 
 
 @pytest.mark.parametrize("optimiser", ["plain", "momentum", "nesterov", "decay"])

@@ -31,7 +31,7 @@ def test_a_long_run_is_announced_once_with_cheaper_choices(clock, capsys):
     error = capsys.readouterr().err
     # 5 steps of 256 images took 300 s; 100 - 5 steps are left.
     assert error.count("this run will take about 1:35:00 (h:mm:ss)") == 1
-    assert "cheaper: --image-size 28, fewer --epochs" in error
+    assert "cheaper: --recipe fast, --image-size 28, fewer --epochs" in error
 
 
 def test_a_short_run_is_not_announced(clock, capsys):
