@@ -164,7 +164,7 @@ def run_tests(fault: Fault | None) -> subprocess.CompletedProcess[str]:
         tests = fault.tests if fault else tuple(test for each in FAULTS for test in each.tests)
         if fault:
             plant(fault, copy)
-        options = ["-x", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider"]
+        options = ["-n0", "-x", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", *options, *dict.fromkeys(tests)]
         return subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
 

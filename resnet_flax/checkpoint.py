@@ -1,88 +1,241 @@
-"""The run folder: configuration, metrics, and Orbax checkpoints to go on from."""
+"""The run folder: configuration, metrics, and checkpoints to go on from.
+
+A checkpoint holds the arrays of the state and the position in the run. Orbax writes it, in the
+background, and gives it its name when all of it is on the disk; the checksums of its files follow.
+"""
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from resnet_flax.config import TrainConfig, flag
-from resnet_flax.errors import InputError
-from resnet_flax.metrics import EpochResult
+from resnet_flax.errors import InputError, TrainingError, one_line
+from resnet_flax.position import Position
 from resnet_flax.recipes import RECIPES
+from resnet_flax.sharding import from_first_process, text_from_first_process
 from resnet_flax.training import TrainState
 
 RUNS = Path("runs")
 # Fields that a resumed run may change without becoming another run; the epochs decide a schedule.
-FREE_FIELDS = {"epochs", "data_dir", "run_dir", "resume"}
+FREE_FIELDS = {
+    "epochs",
+    "data_dir",
+    "run_dir",
+    "resume",
+    "checkpoint_seconds",
+    "deterministic",
+    "coordinator",
+    "num_processes",
+    "process_id",
+}
+LATEST_KEPT = 3
+BEST = BestN(
+    get_metric_fn=lambda metrics: metrics["test_acc"], n=1, keep_checkpoints_without_metrics=False
+)
+LARGEST_CONFIG = 1_000_000  # bytes
+SUMS = "SHA256SUMS"
+LARGEST_REST = 10_000_000  # bytes of a checkpoint beside its arrays
 
 
 class RunFolder:
     """A folder with ``config.json``, ``metrics.jsonl`` and ``checkpoints/``, one for each run.
 
+    Use it in a ``with`` statement: at its end the last checkpoint is on the disk. In a run of
+    several processes the first alone writes and reads it.
+
     Args:
         config: the run; its ``run_dir`` and ``resume`` decide which folder.
+        say: told in a line when a checkpoint is damaged.
 
     Raises:
         InputError: when the folder cannot be written, holds another run, or has nothing to resume.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, say: Callable[[str], None] = print) -> None:
+        self._first = jax.process_index() == 0
+        if not self._first:
+            return
         self.path = _resumed_folder(config) if config.resume else _new_folder(config)
-        self._write("config.json", json.dumps(_as_json(config), indent=2) + "\n")
+        self._say = say
+        with self._explained():
+            (self.path / "checkpoints").mkdir(exist_ok=True)
+            _write(self.path / "config.json", json.dumps(_as_json(config), indent=2) + "\n")
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         self._checkpoints = ocp.CheckpointManager(
             (self.path / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
-        )
-
-    def save(self, state: TrainState, results: list[EpochResult]) -> None:
-        """Saves the state and all metrics so far as the checkpoint of the last epoch."""
-        rows = [result._asdict() for result in results]
-        self._checkpoints.save(
-            results[-1].epoch,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(serialization.to_state_dict(state)),
-                results=ocp.args.JsonSave(rows),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                "position": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+            },
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                cleanup_tmp_directories=True,  # what a killed run left
+                enable_async_checkpointing=False,  # all of it is in a thread of ours
+                multiprocessing_options=alone,
+                preservation_policy=AnyPreservationPolicy([LatestN(LATEST_KEPT), BEST]),
             ),
         )
-        # Rewritten from the checkpoint's own rows, so that no resume can lose or repeat a line.
-        self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
 
-    def restore(self, state: TrainState) -> tuple[TrainState, list[EpochResult]]:
-        """Returns the last checkpoint's state and metrics, or ``state`` and none without one.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._first:
+            with self._explained():
+                self._wait()
+            self._thread.shutdown()
+            self._checkpoints.close()
+
+    def save(self, state: TrainState, position: Position) -> None:
+        """Keeps the state and position: copies them, and writes the copies in the background.
+
+        Raises:
+            TrainingError: when the one before could not be written; those before it are whole.
+        """
+        if self._first:
+            with self._explained():
+                self._wait()
+            arrays = jax.tree.map(np.array, serialization.to_state_dict(state))
+            key = int(state.step) + len(position.results)  # counts steps and evaluations
+            self._pending = self._thread.submit(self._save, key, arrays, position)
+
+    def restore(self, state: TrainState) -> tuple[TrainState, Position]:
+        """Returns the newest whole checkpoint, or ``state`` at the run's beginning without any.
 
         Args:
-            state: gives the shapes and dtypes, and where the arrays are placed.
+            state: gives the shapes and dtypes.
+
+        Raises:
+            InputError: when there are checkpoints, and all are damaged.
         """
-        epoch = self._checkpoints.latest_step()
-        if epoch is None:
-            return state, []
-        target = serialization.to_state_dict(state)
-        restored = self._checkpoints.restore(
-            epoch,
+        arrays = jax.tree.map(np.asarray, serialization.to_state_dict(state))
+        position = Position()
+        if self._first:
+            arrays, position = self._newest(arrays)
+        if jax.process_count() > 1:
+            arrays = from_first_process(arrays)
+            where = text_from_first_process(json.dumps(position.as_json()))
+            position = Position.from_json(json.loads(where))
+        restored: TrainState = serialization.from_state_dict(state, arrays)
+        return restored, position
+
+    def _save(self, key: int, arrays: Any, position: Position) -> None:
+        tested = position.results and position.steps == 0
+        self._checkpoints.save(
+            key,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), results=ocp.args.JsonRestore()
+                state=ocp.args.StandardSave(arrays), position=ocp.args.JsonSave(position.as_json())
+            ),
+            metrics={"test_acc": position.results[-1].test_acc} if tested else None,
+            force=True,
+        )
+        folder = self.path / "checkpoints" / str(key)
+        _write(folder / SUMS, _sums(folder))
+        # Rewritten from the position's own rows, so that no resume can lose or repeat a line.
+        rows = [json.dumps(row._asdict()) + "\n" for row in position.results]
+        _write(self.path / "metrics.jsonl", "".join(rows))
+
+    def _newest(self, arrays: Any) -> tuple[Any, Position]:
+        damaged = []
+        for key in sorted(self._checkpoints.all_steps(), reverse=True):
+            try:
+                found = self._read(key, arrays)
+            except Exception as error:  # Orbax and TensorStore raise errors of many kinds
+                damaged.append(key)
+                self._say(f"checkpoint {key} is damaged ({one_line(error)[:200]})")
+                continue
+            for each in damaged:  # they would stand in the way of new ones
+                self._checkpoints.delete(each)
+            return found
+        if damaged:
+            raise InputError(
+                f"cannot resume {self.path}: all its checkpoints are damaged; "
+                "start a new run, or restore the folder from a copy"
+            )
+        return arrays, Position()
+
+    def _read(self, key: int, arrays: Any) -> tuple[Any, Position]:
+        """Reads a checkpoint; raises whatever is wrong with it, before much memory is taken."""
+        folder = self.path / "checkpoints" / str(key)
+        size = sum(file.stat().st_size for file in folder.rglob("*"))
+        if size > 4 * sum(array.nbytes for array in jax.tree.leaves(arrays)) + LARGEST_REST:
+            raise ValueError(f"{size} bytes are too many")
+        if _sums(folder) != (folder / SUMS).read_text():
+            raise ValueError(f"its files are not those in {SUMS}")
+        saved = self._checkpoints.item_metadata(key)["state"].tree
+        if jax.tree.map(_kind, saved) != jax.tree.map(_kind, arrays):
+            raise ValueError("it holds other arrays")
+        read = self._checkpoints.restore(
+            key,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(arrays), position=ocp.args.JsonRestore()
             ),
         )
-        results = [EpochResult(**row) for row in restored["results"]]
-        return serialization.from_state_dict(state, restored["state"]), results
+        return read["state"], Position.from_json(read["position"])
 
-    def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text)
-        temporary.replace(self.path / name)
+    def _wait(self) -> None:
+        if self._pending:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what goes wrong in writing into one line."""
+        try:
+            yield
+        except Exception as error:  # a full disk comes as an error of Orbax' or TensorStore's
+            reason = one_line(error)
+            if "space" in reason.lower() or "ENOSPC" in reason:
+                reason = "no space left on the device"
+            raise TrainingError(
+                f"cannot write to {self.path}: {reason[:300]}; the earlier checkpoints are whole: "
+                "mend it, and go on with --resume"
+            ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _sums(folder: Path) -> str:
+    """SHA-256 of all files in it, in the format of ``sha256sum``."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and SUMS not in path.name)
+    lines = []
+    for path in files:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{digest}  {path.relative_to(folder)}\n")
+    return "".join(lines)
+
+
+def _kind(array: Any) -> tuple[tuple[int, ...], str]:
+    return tuple(array.shape), np.dtype(array.dtype).name
 
 
 def _new_folder(config: TrainConfig) -> Path:
     path = config.run_dir or RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
-    if (path / "config.json").exists():
-        raise InputError(
-            f"--run-dir {path} holds a run already: add --resume to go on with it, or name another"
-        )
     try:
+        if (path / "config.json").exists():
+            raise InputError(
+                f"--run-dir {path} holds a run already: "
+                "add --resume to go on with it, or name another"
+            )
         path.mkdir(parents=True, exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
@@ -99,15 +252,21 @@ def _resumed_folder(config: TrainConfig) -> Path:
             raise InputError(f"nothing to resume: there is no run in {RUNS}/")
         path = runs[-1].parent
     try:
-        saved = json.loads((path / "config.json").read_text())
+        with (path / "config.json").open() as file:
+            saved = json.loads(file.read(LARGEST_CONFIG))
+        if not isinstance(saved, dict):
+            raise ValueError("not a table of flags")
     except FileNotFoundError as error:
         raise InputError(f"nothing to resume: {path} holds no run (no config.json)") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot resume: {path / 'config.json'} is unreadable: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = one_line(error)[:200]
+        raise InputError(
+            f"cannot resume: {path / 'config.json'} is unreadable: {reason}"
+        ) from error
     asked = _as_json(config)
     free = FREE_FIELDS - ({"epochs"} if RECIPES[config.recipe].one_cycle else set())
     differing = [
-        f"{flag(name)} {saved.get(name)} there, {value} here"
+        f"{flag(name)} {saved.get(name)!r:.60} there, {value!r} here"
         for name, value in asked.items()
         if name not in free and saved.get(name) != value
     ]

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import difflib
+import shlex
+import signal
 import sys
 import types
 import typing
@@ -12,9 +14,10 @@ from typing import NoReturn
 
 from resnet_flax.config import TrainConfig, flag
 from resnet_flax.errors import InputError, TrainingError
+from resnet_flax.interruption import Interrupted
 from resnet_flax.recipes import RECIPES
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -70,8 +73,14 @@ def run_command(command: Callable[[], None]) -> int:
         return _report(f"error: {error}", BAD_INPUT)
     except TrainingError as error:
         return _report(f"failed: {error}", FAILED)
+    except Interrupted as stop:
+        resume = [*sys.argv, *(() if "--resume" in sys.argv else ("--resume",))]
+        mend = f"{stop.saved}; go on with: python {shlex.join(resume)}"
+        return _report(
+            f"interrupted: {mend if stop.saved else 'nothing was lost'}", SIGNALLED + stop.signum
+        )
     except KeyboardInterrupt:
-        return _report("interrupted: the finished epochs are kept, --resume goes on", INTERRUPTED)
+        return _report("interrupted", SIGNALLED + signal.SIGINT)
     return 0
 
 

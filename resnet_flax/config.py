@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class TrainConfig:
     )
     model: str = _option("network", "resnet18", choices=tuple(ARCHITECTURES))
     recipe: str = _option(
-        "how to train, and the defaults of the flags above: d2l as the book, fast",
+        "how to train, and the defaults of the flags above: d2l as the book, fast, best",
         "d2l",
         choices=tuple(RECIPES),
     )
@@ -46,6 +47,21 @@ class TrainConfig:
     resume: bool = _option(
         "go on from the last checkpoint of --run-dir, or of the newest run", False
     )
+    checkpoint_seconds: float = _option(
+        "seconds of training between two checkpoints within an epoch; its end is always kept",
+        120.0,
+        at_least=0,
+    )
+    deterministic: bool = _option(
+        "the same bits in every run on the same machine (a GPU is slower then; a CPU always is so)",
+        False,
+    )
+    coordinator: str | None = _option(
+        "HOST:PORT of the first process, when a run has several; SLURM and Open MPI need no flags",
+        None,
+    )
+    num_processes: int | None = _option("how many processes the run has", None, at_least=1)
+    process_id: int | None = _option("which of them this one is, from 0", None, at_least=0)
     train_examples: int | None = _option(
         "train on the first N images only (default: all 60000)", None, at_least=1
     )
@@ -66,6 +82,17 @@ class TrainConfig:
                 raise InputError(f"{name} must be at least {rule['at_least']}, not {value}")
             if "at_most" in rule and value > rule["at_most"]:
                 raise InputError(f"{name} must be at most {rule['at_most']}, not {value}")
+        if not math.isfinite(self.checkpoint_seconds):
+            raise InputError("--checkpoint-seconds must be finite")
+        processes = (self.coordinator, self.num_processes, self.process_id)
+        if len({value is None for value in processes}) > 1:
+            raise InputError("--coordinator, --num-processes and --process-id belong together")
+        if self.coordinator is not None and not re.fullmatch(r"[\w.:\[\]-]+:\d+", self.coordinator):
+            raise InputError(f"--coordinator must be HOST:PORT, not {self.coordinator!r}")
+        if (self.process_id or 0) >= (self.num_processes or 1):
+            raise InputError(
+                f"--process-id must be less than --num-processes, not {self.process_id}"
+            )
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"--learning-rate must be a positive number, not {self.learning_rate}")
 

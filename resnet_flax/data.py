@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_flax.errors import InputError
-from resnet_flax.raw_files import gather_raw_files, one_line, sha256
+from resnet_flax.errors import InputError, one_line
+from resnet_flax.raw_files import gather_raw_files, sha256
 
 # fmt: off
 FASHION_MNIST_CLASSES: tuple[str, ...] = (

@@ -11,3 +11,8 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on, though the input was good; programs print it and exit with code 1."""
+
+
+def one_line(error: Exception) -> str:
+    """Returns the error's message without line breaks, or its type's name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

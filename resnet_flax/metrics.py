@@ -11,7 +11,7 @@ class Metrics(struct.PyTreeNode):
     """Sums over samples, so that batches of different sizes weigh by their samples.
 
     Attributes:
-        loss_sum: float32 scalar, cross-entropy in nats.
+        loss_sum: float32 scalar (float64 where JAX is told so), cross-entropy in nats.
         correct: int32 scalar.
         count: int32 scalar, number of samples.
     """
@@ -23,7 +23,7 @@ class Metrics(struct.PyTreeNode):
     @classmethod
     def empty(cls) -> Self:
         """The sums over no samples."""
-        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+        return cls(jnp.zeros(()), jnp.int32(0), jnp.int32(0))
 
     @property
     def loss(self) -> float:

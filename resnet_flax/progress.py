@@ -26,12 +26,14 @@ class Progress:
         self.cheaper = "fewer --epochs or --train-examples"
         if config.image_size > CHEAP_IMAGE_SIZE:
             self.cheaper = f"--recipe fast, --image-size {CHEAP_IMAGE_SIZE}, {self.cheaper}"
-        self.terminal = sys.stderr.isatty()
+        self.first = jax.process_index() == 0  # of several processes it alone speaks
+        self.terminal = sys.stderr.isatty() and self.first
         self.estimated = False
 
     def say(self, line: str) -> None:
         """Prints a line on stderr, above the bar if there is one."""
-        tqdm.write(line, file=sys.stderr)
+        if self.first:
+            tqdm.write(line, file=sys.stderr)
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
@@ -42,13 +44,22 @@ class Progress:
         self.say(f"compiled in {time.perf_counter() - started:.1f} s")
 
     @contextmanager
-    def epoch(self, epoch: int, sizes: list[int]) -> Iterator[Callable[[int, Metrics], None]]:
-        """Reports one epoch, whose batches have these sizes; yields the callback for each step."""
+    def epoch(
+        self, epoch: int, sizes: list[int], done: int = 0
+    ) -> Iterator[Callable[[int, Metrics], None]]:
+        """Reports one epoch; yields the callback for each step.
+
+        Args:
+            epoch: its number.
+            sizes: of its batches.
+            done: how many of them are finished already.
+        """
         started = last_line = time.perf_counter()
         title = f"epoch {epoch}/{self.epochs}"
         remaining_epochs = (self.epochs - epoch) * sum(sizes)
         with tqdm(
             total=len(sizes),
+            initial=done,
             desc=title,
             unit="step",
             dynamic_ncols=True,
@@ -58,10 +69,10 @@ class Progress:
 
             def on_step(finished: int, metrics: Metrics) -> None:
                 nonlocal last_line
-                if finished == 0:
+                if finished == done:
                     return
                 now = time.perf_counter()
-                rate = int(metrics.count) / (now - started)
+                rate = sum(sizes[done:finished]) / (now - started)
                 left = (remaining_epochs + sum(sizes) - int(metrics.count)) / rate
                 figures = (
                     f"loss {metrics.loss:.3f}, acc {metrics.accuracy:.3f}, "
@@ -69,7 +80,7 @@ class Progress:
                 )
                 bar.set_postfix_str(figures, refresh=False)
                 bar.update(finished - bar.n)
-                if not self.estimated and finished == STEPS_BEFORE_ESTIMATE:
+                if not self.estimated and finished - done == STEPS_BEFORE_ESTIMATE:
                     self.estimated = True
                     if left > LONG_RUN_SECONDS:
                         self.say(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from resnet_flax.errors import InputError
+from resnet_flax.errors import InputError, one_line
 
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -161,8 +161,3 @@ def _restore_gzip_header(data: bytes, name: str) -> bytes:
 def sha256(data: bytes | memoryview) -> str:
     """Returns the SHA-256 of `data` in hex, as TFDS registers it."""
     return hashlib.sha256(data).hexdigest()
-
-
-def one_line(error: Exception) -> str:
-    """Returns the error's message without line breaks, or its type's name if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

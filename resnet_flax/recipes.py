@@ -1,4 +1,4 @@
-"""How to train, as data: D2L's recipe, and one for speed."""
+"""How to train, as data: D2L's recipe, one for speed, and one for accuracy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -72,6 +72,27 @@ RECIPES = {
         shift=1,
         flip=True,
         average_decay=0.995,
+    ),
+    # The same at four times the width and depth.
+    "best": Recipe(
+        epochs=30,
+        batch_size=128,
+        learning_rate=0.15,
+        image_size=28,
+        model_fields={
+            "stem": "small",
+            "channels": 64,
+            "stage_sizes": (2, 2, 2),
+            "use_bias": False,
+            "norm_shortcut": True,
+        },
+        one_cycle=True,
+        momentum=0.9,
+        weight_decay=5e-4,
+        label_smoothing=0.1,
+        shift=2,
+        flip=True,
+        average_decay=0.998,
     ),
 }
 """Name -> recipe."""

@@ -18,13 +18,14 @@ YNNPACK_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 # Without this pass optimisation barriers last until the code is generated: XLA then no longer
 # computes a layer again inside the transposition of its output, which took a third of a step.
 BARRIER_FLAG = "--xla_disable_hlo_passes=cse_barrier_expander"
+DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 # glibc's mallopt: nothing by mmap, which would return memory to the system after each step, and ...
 M_MMAP_MAX = -4
 # ... no trimming of the heap either: both would pay for the same pages again in the next step.
 M_TRIM_THRESHOLD = -1
 
 
-def configure_runtime() -> None:
+def configure_runtime(*, deterministic: bool = False) -> None:
     """Chooses sound and quick settings; call it before the first JAX computation.
 
     ``train.py`` calls it. Programs that import the library may, in their first lines; once JAX has
@@ -36,9 +37,15 @@ def configure_runtime() -> None:
       ``GLIBC_TUNABLES`` says how: a training step asks for gigabytes each time.
     * The GPU's memory is taken as needed instead of three quarters of it at once
       (``XLA_PYTHON_CLIENT_PREALLOCATE``).
+
+    Args:
+        deterministic: only operations whose result has the same bits in each run; on a CPU all
+            have.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     add_flag(YNNPACK_FLAG)
+    if deterministic:
+        add_flag(DETERMINISTIC_FLAG)
     if accelerator_expected():
         return
     add_flag(BARRIER_FLAG)
@@ -74,6 +81,7 @@ def keep_compiled_programs() -> None:
         return
     if trusted:
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # there are many
 
 
 def machine_key() -> str:

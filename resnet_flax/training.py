@@ -1,11 +1,10 @@
-"""The training state, the compiled steps, and the loop over epochs.
+"""The training state, and the compiled steps that change and evaluate it.
 
 The data set stays on the device as uint8; a step receives the indices of its images, and gathers,
 resizes and scales them itself, so that no image crosses from host to device during training.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -18,11 +17,13 @@ import optax
 from flax import linen as nn
 from flax import struct
 from flax.training import train_state
+from jax.sharding import Mesh
 
-from resnet_flax.errors import InputError, TrainingError
-from resnet_flax.metrics import EpochResult, Metrics
+from resnet_flax.errors import InputError
+from resnet_flax.metrics import Metrics
 from resnet_flax.preprocessing import prepare_images
 from resnet_flax.recipes import RECIPES, Recipe, augment, moving_average
+from resnet_flax.sharding import batch_sharding, data_mesh, replicate, replicated, split_batch
 
 D2L = RECIPES["d2l"]
 
@@ -53,9 +54,10 @@ class Images(NamedTuple):
     labels: jax.Array
 
     @classmethod
-    def place(cls, images: np.ndarray, labels: np.ndarray) -> Self:
-        """Copies a data set to the device, where it stays."""
-        return cls(*jax.device_put((images, labels)))
+    def place(cls, images: np.ndarray, labels: np.ndarray, mesh: Mesh | None = None) -> Self:
+        """Copies a data set to the device, or to each of several, where it stays."""
+        arrays = (images, labels)
+        return cls(*(replicate(arrays, mesh) if mesh else jax.device_put(arrays)))
 
 
 def create_train_state(
@@ -173,19 +175,40 @@ def eval_step(
 
 
 def evaluate(
-    state: TrainState, data: Images, *, batch_size: int, image_size: int, flip: bool = False
+    state: TrainState,
+    data: Images,
+    *,
+    batch_size: int,
+    image_size: int,
+    flip: bool = False,
+    mesh: Mesh | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Metrics:
-    """Loss and accuracy over a whole data set, in eval mode, each sample counted once."""
+    """Loss and accuracy over a whole data set, in eval mode, each sample counted once.
+
+    Args:
+        state: the parameters and running statistics to evaluate.
+        data: the set.
+        batch_size: images at a time; it changes nothing in the result.
+        image_size: height and width the images are resized to, in pixels.
+        flip: see `eval_step`.
+        mesh: the devices that share the work, if there are several.
+        before_batch: called before each batch; it may raise.
+    """
+    devices = mesh.size if mesh else 1
+    batch_size = -(-batch_size // devices) * devices
     metrics = Metrics.empty()
     count = len(data.labels)
     for start in range(0, count, batch_size):
+        before_batch()
         indices = np.arange(start, start + batch_size, dtype=np.int32)
         # Padding keeps one compiled shape; in eval mode a sample cannot touch another's logits.
         weights = (indices < count).astype(np.float32)
         indices = np.minimum(indices, count - 1)
-        metrics = eval_step(
-            state, metrics, data, indices, weights, image_size=image_size, flip=flip
-        )
+        batch: Any = (indices, weights)
+        if mesh:
+            batch = (split_batch(indices, mesh), split_batch(weights, mesh))
+        metrics = eval_step(state, metrics, data, *batch, image_size=image_size, flip=flip)
     return metrics
 
 
@@ -206,6 +229,9 @@ def check_batches(batches: list[np.ndarray], image_size: int) -> None:
         )
 
 
+CompiledStep = Callable[..., tuple[TrainState, Metrics]]
+
+
 def compile_train_steps(
     state: TrainState,
     data: Images,
@@ -213,115 +239,27 @@ def compile_train_steps(
     *,
     image_size: int,
     recipe: Recipe = D2L,
-) -> Mapping[int, Callable[..., tuple[TrainState, Metrics]]]:
-    """Compiles `train_step` ahead of time for each batch size, so that no epoch pays for it."""
+    mesh: Mesh | None = None,
+) -> Mapping[int, CompiledStep]:
+    """Compiles `train_step` ahead of time for each batch size, so that no epoch pays for it.
+
+    Args:
+        state: placed on the mesh, as is ``data``.
+        data: the training set.
+        batch_sizes: numbers of images.
+        image_size: see `train_step`.
+        recipe: see `train_step`.
+        mesh: the devices; all by default.
+    """
+    mesh = mesh or data_mesh()
+    step = jax.jit(
+        partial(train_step, image_size=image_size, recipe=recipe),
+        donate_argnums=0,
+        out_shardings=replicated(mesh),  # left to itself, the compiler might split the state
+    )
+    metrics = replicate(Metrics.empty(), mesh)
     compiled = {}
     for size in sorted(batch_sizes):
-        indices = jax.ShapeDtypeStruct((size,), jnp.int32)
-        lowered = train_step.lower(
-            state, Metrics.empty(), data, indices, image_size=image_size, recipe=recipe
-        )
-        compiled[size] = lowered.compile()
+        indices = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch_sharding(size, mesh))
+        compiled[size] = step.lower(state, metrics, data, indices).compile()
     return compiled
-
-
-def train_epoch(
-    state: TrainState,
-    data: Images,
-    batches: list[np.ndarray],
-    steps: Mapping[int, Callable[..., tuple[TrainState, Metrics]]],
-    *,
-    epoch: int,
-    on_step: Callable[[int, Metrics], None],
-) -> tuple[TrainState, Metrics]:
-    """One pass over the batches.
-
-    Args:
-        state: donated to the first step.
-        data: the training set.
-        batches: index arrays, int32.
-        steps: `train_step` compiled for each length that occurs in ``batches``.
-        epoch: its number, for the error message.
-        on_step: called with the number of finished steps and their sums.
-
-    Raises:
-        TrainingError: when the loss is no longer finite.
-    """
-    metrics = Metrics.empty()
-    for finished in range(len(batches) + 1):
-        finished_metrics = metrics
-        if finished < len(batches):
-            indices = batches[finished]
-            state, metrics = steps[len(indices)](state, metrics, data, indices)
-        # Reading the step before this one leaves the device busy, with one step in flight.
-        if not math.isfinite(finished_metrics.loss):
-            raise TrainingError(
-                f"the loss is {finished_metrics.loss} in epoch {epoch}, step {finished}: "
-                "try a smaller --learning-rate"
-            )
-        on_step(finished, finished_metrics)
-    return state, metrics
-
-
-def fit(
-    state: TrainState,
-    train_set: Images,
-    test_set: Images,
-    *,
-    batches: Callable[[int], list[np.ndarray]],
-    epochs: int,
-    image_size: int,
-    recipe: Recipe = D2L,
-    progress: Any,
-    on_epoch_end: Callable[[TrainState, list[EpochResult]], None],
-    results: list[EpochResult],
-) -> tuple[TrainState, list[EpochResult]]:
-    """Trains and evaluates, epoch by epoch.
-
-    Args:
-        state: donated.
-        train_set: the training set, on the device.
-        test_set: the test set, on the device.
-        batches: epoch -> that epoch's index arrays.
-        epochs: the last epoch's number.
-        image_size: height and width the images are resized to, in pixels.
-        recipe: see `train_step`.
-        progress: a `resnet_flax.progress.Progress`.
-        on_epoch_end: called with the new state and all results so far.
-        results: the epochs that a resumed run has behind it.
-
-    Returns:
-        The last state, and the results of all epochs.
-
-    Raises:
-        TrainingError: when the loss is no longer finite.
-    """
-    if len(results) >= epochs:
-        return state, results
-    sizes = [len(indices) for indices in batches(1)]
-    with progress.compiling():
-        steps = compile_train_steps(
-            state, train_set, set(sizes), image_size=image_size, recipe=recipe
-        )
-    for epoch in range(len(results) + 1, epochs + 1):
-        started = time.perf_counter()
-        with progress.epoch(epoch, sizes) as on_step:
-            state, trained = train_epoch(
-                state, train_set, batches(epoch), steps, epoch=epoch, on_step=on_step
-            )
-            loss = trained.loss
-            training_seconds = time.perf_counter() - started
-        tested = evaluate(
-            state, test_set, batch_size=max(sizes), image_size=image_size, flip=recipe.flip
-        )
-        result = EpochResult(
-            epoch=epoch,
-            loss=loss,
-            train_acc=trained.accuracy,
-            test_acc=tested.accuracy,
-            examples_per_sec=sum(sizes) / training_seconds,
-            seconds=time.perf_counter() - started,
-        )
-        results = [*results, result]
-        on_epoch_end(state, results)
-    return state, results

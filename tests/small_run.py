@@ -1,20 +1,20 @@
 """A network and data small enough to train within a test."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import optax
 
 from resnet_flax.data import shuffled_batches
-from resnet_flax.metrics import Metrics
+from resnet_flax.interruption import Interruption
+from resnet_flax.loop import Job, train_epoch
+from resnet_flax.metrics import EpochResult, Metrics
 from resnet_flax.model import ResNet
-from resnet_flax.training import (
-    Images,
-    TrainState,
-    create_train_state,
-    train_epoch,
-    train_step,
-)
+from resnet_flax.position import Position
+from resnet_flax.recipes import RECIPES, Recipe
+from resnet_flax.sharding import data_mesh
+from resnet_flax.training import Images, TrainState, create_train_state, train_step
 
 MODEL = ResNet((1,), stem="cifar", num_classes=10)
 IMAGE_SIZE = 8
@@ -28,14 +28,39 @@ def random_data(count: int, seed: int = 0) -> Images:
 
 
 def new_state(
-    data: Images, optimizer: optax.GradientTransformation | None = None, seed: int = 0
+    data: Images,
+    optimizer: optax.GradientTransformation | None = None,
+    seed: int = 0,
+    recipe: Recipe = RECIPES["d2l"],
 ) -> TrainState:
-    return create_train_state(MODEL, optimizer or optax.sgd(0.05), data, seed)
+    return create_train_state(MODEL, optimizer or optax.sgd(0.05), data, seed, recipe)
+
+
+def new_job(data: Images, batch_size: int, **changes: Any) -> Job:
+    job = Job(
+        train_set=data,
+        test_set=data,
+        batches=lambda epoch: shuffled_batches(len(data.labels), batch_size, seed=0, epoch=epoch),
+        epochs=1,
+        image_size=IMAGE_SIZE,
+        recipe=RECIPES["d2l"],
+        mesh=data_mesh(),
+    )
+    return job._replace(**changes)
 
 
 def run_epoch(
     state: TrainState, data: Images, batch_size: int, epoch: int = 1
 ) -> tuple[TrainState, Metrics]:
-    batches = shuffled_batches(len(data.labels), batch_size, seed=0, epoch=epoch)
-    steps = dict.fromkeys((len(batch) for batch in batches), STEP)  # jit keeps them compiled
-    return train_epoch(state, data, batches, steps, epoch=epoch, on_step=lambda *_: None)
+    job = new_job(data, batch_size)
+    results = [EpochResult(number, 0.0, 0.0, 0.0, 1.0, 1.0) for number in range(1, epoch)]
+    state, position = train_epoch(
+        job,
+        state,
+        Position(results),
+        dict.fromkeys((len(batch) for batch in job.batches(epoch)), STEP),  # jit keeps it compiled
+        on_step=lambda *_: None,
+        save=lambda *_: None,
+        interruption=Interruption(),
+    )
+    return state, position.metrics

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from resnet_flax import raw_files
-from resnet_flax.errors import InputError
-from resnet_flax.raw_files import gather_raw_files, one_line, sha256
+from resnet_flax.errors import InputError, one_line
+from resnet_flax.raw_files import gather_raw_files, sha256
 from tests.fashion_mnist_files import (
     FILES,
     NO_SERVER,

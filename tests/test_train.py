@@ -102,24 +102,36 @@ def test_resuming_a_finished_run_repeats_its_closing_lines(finished_run):
     assert again.stdout == "".join(process.stdout.splitlines(keepends=True)[-2:])
 
 
-def test_ctrl_c_stops_with_130_and_one_line(tmp_path, fashion_mnist):
-    process = subprocess.Popen(
-        [sys.executable, TRAIN, "--run-dir", "run"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.mark.parametrize(
+    ("signum", "moment", "said"),
+    [
+        (signal.SIGINT, "", ""),  # in the imports
+        (signal.SIGTERM, "compiling the training step", "train.py: "),
+        (signal.SIGINT, "compiled in", "train.py: interrupted: epoch "),
+        (signal.SIGTERM, "epoch 1/999", "train.py: interrupted: epoch "),
+    ],
+)
+def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, moment, said):
+    log = tmp_path / "log"
+    flags = [*SMALL, "--recipe", "fast", "--epochs", "999", "--run-dir", "run"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, TRAIN, *flags], cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT
+        )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "config.json").exists():
-        assert process.poll() is None
+    time.sleep(0.5)
+    while moment not in log.read_text():
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert error.splitlines()[-1].startswith("train.py: interrupted")
-    assert "Traceback" not in error
+        time.sleep(0.05)
+    process.send_signal(signum)
+    assert process.wait(timeout=20) == 128 + signum
+    text = log.read_text()
+    assert "Traceback" not in text
+    assert said in (text.splitlines() or [""])[-1]
+    if "epoch" in said:
+        assert "is saved; go on with: python " in text
+        assert text.rstrip().endswith("--resume")
 
 
 @pytest.mark.parametrize(

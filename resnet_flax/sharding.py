@@ -1,0 +1,68 @@
+"""One run on many devices: each has the whole network, and its share of every batch.
+
+JAX's compiler splits the computation by how its arguments are placed, and adds the sums over
+devices: gradients, losses, and the statistics of the batch normalisations, which are those of the
+whole batch on any number of devices.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def data_mesh() -> Mesh:
+    """All devices of all processes, along one axis named ``data``."""
+    return jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Places arrays, the same in each process, whole on every device."""
+    return jax.tree.map(lambda leaf: _place(np.asarray(leaf), replicated(mesh)), tree)
+
+
+def split_batch(indices: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Gives each device its share of a batch.
+
+    Args:
+        indices: (B,), the same in each process. If B is not a multiple of the number of devices,
+            every device gets the whole batch: right as well, but no quicker than one device.
+        mesh: from `data_mesh`.
+    """
+    return _place(indices, batch_sharding(len(indices), mesh))
+
+
+def batch_sharding(size: int, mesh: Mesh) -> NamedSharding:
+    """Where `split_batch` places a batch of that size."""
+    even = size % mesh.size == 0
+    return NamedSharding(mesh, PartitionSpec("data" if even else None))
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def from_first_process(tree: Any) -> Any:
+    """The first process's arrays, in all processes."""
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def text_from_first_process(text: str) -> str:
+    """The first process's text, in all processes."""
+    content = np.frombuffer(text.encode(), np.uint8)
+    size = int(from_first_process(np.array(content.size)))
+    return from_first_process(np.resize(content, size)).tobytes().decode()
+
+
+def _place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,0 +1,67 @@
+"""Twenty steps in float64 on the devices of one process or of several; writes what came of it.
+
+``python -m tests.sharded_run RESULT.npz [COORDINATOR PROCESSES ID]``
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from resnet_flax.checkpoint import RunFolder
+from resnet_flax.config import TrainConfig
+from resnet_flax.interruption import Interruption
+from resnet_flax.loop import fit
+from resnet_flax.model import ResNet
+from resnet_flax.processes import join_processes
+from resnet_flax.progress import Progress
+from resnet_flax.runtime import configure_runtime
+from resnet_flax.sharding import data_mesh, replicate
+from resnet_flax.training import Images, create_train_state
+from tests.small_run import new_job
+
+
+def main(result: Path, coordinator: str | None = None, processes: str = "1", number: str = "0"):
+    config = TrainConfig(run_dir=result.with_suffix(".run"), resume=result.exists())
+    if coordinator:
+        config = TrainConfig(
+            run_dir=config.run_dir,
+            resume=config.resume,
+            coordinator=coordinator,
+            num_processes=int(processes),
+            process_id=int(number),
+        )
+    configure_runtime()
+    jax.config.update("jax_enable_x64", True)
+    join_processes(config)
+    mesh = data_mesh()
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (150, 8, 8, 1), np.uint8)
+    labels = generator.integers(0, 10, 150).astype(np.int32)
+    data = Images.place(images, labels, mesh)
+    # 16 images are shared by 2, 4 or 8 devices; of the last batch's 6, each device gets all.
+    job = new_job(data, 16, epochs=2, mesh=mesh)
+    model = ResNet((1, 1), stem="cifar", num_classes=10, dtype=np.float64, param_dtype=np.float64)
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    state = create_train_state(model, optimizer, Images.place(images, labels), 0)
+    with RunFolder(config) as folder:
+        state, position = folder.restore(state)
+        state, position = fit(
+            job,
+            replicate(state, mesh),
+            position,
+            progress=Progress(config),
+            save=folder.save,
+            interruption=Interruption(),
+        )
+    assert int(state.step) == 20
+    if jax.process_index() == 0:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+        figures = [(row.loss, row.train_acc, row.test_acc) for row in position.results]
+        np.savez(result, *leaves, np.array(figures), devices=jax.device_count())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
