@@ -22,7 +22,7 @@ def test_every_flag_reaches_its_field():
         "--epochs 3 --batch-size 64 --learning-rate 0.1 --image-size 28 --model resnet50 "
         "--recipe d2l --seed 7 --dtype bfloat16 --data-dir a --run-dir b --resume "
         "--train-examples 100 --test-examples 50 --checkpoint-seconds 5 --deterministic "
-        "--coordinator host:1 --num-processes 2 --process-id 1".split()
+        "--coordinator host:1 --num-processes 2 --process-id 1 --validation-examples 9".split()
     )
     default = TrainConfig()
     unchanged = [
