@@ -74,6 +74,8 @@ def run_command(command: Callable[[], None]) -> int:
         return _report(f"error: {error}", BAD_INPUT)
     except TrainingError as error:
         return _report(f"failed: {error}", FAILED)
+    except OSError as error:  # such as a full disk, wherever it shows
+        return _report(f"failed: {error}", FAILED)
     except Interrupted as stop:
         resume = [*sys.argv, *(() if "--resume" in sys.argv else ("--resume",))]
         mend = f"{stop.saved}; go on with: python {shlex.join(resume)}"

@@ -107,6 +107,7 @@ def test_malformed_flags_end_in_one_line_and_code_2(arguments, words, capsys):
     [
         (InputError("no such thing"), 2, "error: no such thing"),
         (TrainingError("the loss is nan"), 1, "failed: the loss is nan"),
+        (OSError(28, "No space left", "a.png"), 1, "failed: [Errno 28] No space left: 'a.png'"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Interrupted(signal.SIGINT), 130, "interrupted: nothing was lost"),
         (Interrupted(signal.SIGTERM, "epoch 1, step 2 is saved"), 143, "is saved; go on with: "),
