@@ -178,8 +178,8 @@ def train_epoch(
             continue
         due = time.perf_counter() - saved > job.seconds_between_checkpoints
         if any_process(due or interruption.requested is not None):
+            here = reached(done)  # waits for the steps under way, which count
             saving = time.perf_counter()
-            here = reached(done)
             stop_if_asked(state, here, save, interruption)
             save(state, here)
             saved = time.perf_counter()
