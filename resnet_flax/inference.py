@@ -12,6 +12,7 @@ from resnet_flax.preprocessing import prepare_images
 from resnet_flax.pretrained import Network
 
 BATCH_SIZE = 256
+BATCH_PIXELS = 4_000_000  # fewer images where they are large
 
 
 def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
@@ -28,7 +29,7 @@ def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.n
     Raises:
         InputError: when a logit is not a finite number, since weights are not.
     """
-    size = max(1, min(BATCH_SIZE, len(images)))
+    size = min(BATCH_SIZE, BATCH_PIXELS // network.image_size**2, max(1, len(images)))
     variables = jax.device_put(variables)
     logits = [np.zeros((0, len(network.classes)), np.float32)]
     for start in range(0, len(images), size):

@@ -1,8 +1,8 @@
 """Anyone's PNG and JPEG files, made into images such as a network was trained on.
 
-Fashion-MNIST's authors made theirs from photographs on a white ground: longer side to 28 pixels,
-centred, inverted, in 8 bits of grey (Xiao et al., 2017, section 2). Other people's files get the
-same; what is dark outside already stays as it is.
+Fashion-MNIST's authors made theirs from photographs on a white ground: trimmed, longer side to 28
+pixels, centred, inverted, in 8 bits of grey (Xiao et al., 2017, section 2). Other people's photos
+get the same; what is dark outside already is only scaled.
 """
 
 import os
@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnet_flax.errors import InputError, one_line
 
 FORMATS = ("PNG", "JPEG")
 LARGEST = 50_000_000  # pixels; 200 MB with colours and transparency
 MIDDLE = 127
+FAINT = 0.1  # what differs less from a light background is none of the thing
+
+Box = tuple[float, float, float, float]  # left, upper, right, lower
 MOST_NAMED = 5
 
 
@@ -92,25 +95,42 @@ def _open(path: Path) -> Image.Image:
 
 def _fit(image: Image.Image, shape: tuple[int, int, int], dark_background: bool) -> Photo:
     """Scales an image into the shape, centred, without changing its proportions."""
-    height, width, channels = shape
-    scale = min(width / image.width, height / image.height)
-    # Not padded before it is small: a line of a million pixels would become a huge square.
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off instead of scaling them
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    mode = "L" if channels == 1 else "RGB"
-    small = image.convert("RGBA" if image.has_transparency_data else mode)
-    small = _opaque(small.resize(size, Image.Resampling.BILINEAR)).convert(mode)
-    pixels = np.asarray(small).reshape(*size[::-1], channels)
-    inverted = channels == 1 and dark_background and bright_border(pixels)
+    pixels = _scaled(image, shape, (0, 0, *image.size))
+    inverted = shape[-1] == 1 and dark_background and bright_border(pixels)
     if inverted:
         border = _border(pixels)
         ground = np.median(border[border > MIDDLE])  # becomes black, even if it was not quite white
+        if image.size != (shape[1], shape[0]):  # a photo, not one of the data set's negatives
+            pixels = _scaled(image, shape, _trimmed(pixels < ground * (1 - FAINT), image.size))
         pixels = (np.clip(ground - pixels, 0, None) * (255 / ground) + 0.5).astype(np.uint8)
     canvas = np.zeros(shape, np.uint8)
-    top, left = (height - size[1]) // 2, (width - size[0]) // 2
-    canvas[top : top + size[1], left : left + size[0]] = pixels
+    top, left = ((whole - part) // 2 for whole, part in zip(shape, pixels.shape[:2], strict=False))
+    canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     return Photo(canvas, inverted)
+
+
+def _scaled(image: Image.Image, shape: tuple[int, int, int], box: Box) -> np.ndarray:
+    """The part of an image in a box, as large as fits into the shape, opaque, in its channels."""
+    height, width, channels = shape
+    part = (box[2] - box[0], box[3] - box[1])
+    scale = min(width / part[0], height / part[1])
+    # Not padded before it is small: a line of a million pixels would become a huge square.
+    size = (max(1, round(part[0] * scale)), max(1, round(part[1] * scale)))
+    mode = "L" if channels == 1 else "RGB"
+    image = image.convert("RGBA" if image.has_transparency_data else mode)
+    small = _opaque(image.resize(size, Image.Resampling.BILINEAR, box)).convert(mode)
+    return np.asarray(small).reshape(*size[::-1], channels)
+
+
+def _trimmed(thing: np.ndarray, size: tuple[int, int]) -> Box:
+    """Where in an image of that size the thing is, (H, W, 1) being a small map of it."""
+    rows, columns = (np.flatnonzero(thing.any((axis, 2))) for axis in (1, 0))
+    if not len(rows):
+        return (0, 0, *size)
+    x, y = size[0] / thing.shape[1], size[1] / thing.shape[0]
+    return (columns[0] * x, rows[0] * y, (columns[-1] + 1) * x, (rows[-1] + 1) * y)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -130,7 +150,7 @@ def _border(images: np.ndarray) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"not a {' or '.join(FORMATS)} image"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {LARGEST:,} pixels"

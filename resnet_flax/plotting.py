@@ -13,6 +13,7 @@ DPI = 150
 RIGHT, WRONG = "black", "crimson"
 MISTAKE = "✗ "  # for those who see no red
 ROWS, COLUMNS = 4, 8
+FEWEST_COLUMNS = 5  # as wide as the heading
 # With more classes than this the confusion matrix keeps its colours, but no numbers.
 MOST_NUMBERED = 20
 LONGEST_NAME = 12  # letters that fit above an image
@@ -123,10 +124,11 @@ def plot_mistakes(
 def _plot_images(
     images: np.ndarray, titles: list[str], right: Sequence[bool], heading: str, path: Path
 ) -> None:
-    rows = max(1, -(-len(titles) // COLUMNS))
-    figure = Figure(figsize=(1.35 * COLUMNS, 1.75 * rows + 0.5), dpi=DPI, layout="constrained")
+    columns = min(max(len(titles), FEWEST_COLUMNS), COLUMNS)
+    rows = max(1, -(-len(titles) // columns))
+    figure = Figure(figsize=(1.35 * columns, 1.75 * rows + 0.5), dpi=DPI, layout="constrained")
     figure.suptitle(heading, fontsize=11)
-    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, image, title, fine in zip(grid, images, titles, right, strict=False):

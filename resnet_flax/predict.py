@@ -60,9 +60,8 @@ def predict(
             "files have 1 or 3"
         )
     photos = read_photos(images, network.image_shape, network.dark_background)
-    pixels = np.zeros((len(photos), *network.image_shape), np.uint8)
-    for index, photo in enumerate(photos):
-        pixels[index] = photo.pixels
+    pixels = np.asarray([photo.pixels for photo in photos], np.uint8)
+    pixels = pixels.reshape(-1, *network.image_shape)  # of no images too
     probabilities = softmax(compute_logits(network, variables, pixels))
     order = (-probabilities).argsort(-1, kind="stable")[:, :MOST_ANSWERS]
     return [

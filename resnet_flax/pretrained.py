@@ -98,7 +98,8 @@ class Network:
         for name, choices in CHOICES.items():
             _require(content.get(name) in [*choices], content, name)
         for name, (low, high) in RANGES.items():
-            value, kinds = content.get(name), (int,) if isinstance(low, int) else (int, float)
+            value: Any = content.get(name)
+            kinds = (int,) if isinstance(low, int) else (int, float)
             _require(type(value) in kinds and low <= value <= high, content, name)
         for name in SWITCHES:
             _require(type(content.get(name)) is bool, content, name)
@@ -106,10 +107,9 @@ class Network:
         _require(len(sizes) <= MOST_STAGES and sum(sizes) <= MOST_BLOCKS, content, "stage_sizes")
         shape = _integers(content, "image_shape", LARGEST_IMAGE)
         _require(len(shape) == 3, content, "image_shape")
-        classes = content.get("classes")
-        _require(
-            isinstance(classes, list) and 1 <= len(classes) <= MOST_CLASSES, content, "classes"
-        )
+        classes: Any = content.get("classes")
+        _require(isinstance(classes, list), content, "classes")
+        _require(1 <= len(classes) <= MOST_CLASSES, content, "classes")
         for name in classes:  # they are printed: no line breaks, nothing that steers a terminal
             printable = isinstance(name, str) and name.isprintable()
             _require(printable and 1 <= len(name) <= LONGEST_NAME, content, "classes")
@@ -211,7 +211,7 @@ def _model_fields() -> list[dataclasses.Field[Any]]:
 
 
 def _integers(content: Mapping[str, Any], name: str, most: int) -> tuple[int, ...]:
-    values = content.get(name)
+    values: Any = content.get(name)
     _require(isinstance(values, list) and 1 <= len(values) <= most, content, name)
     _require(all(type(value) is int and 1 <= value <= most for value in values), content, name)
     return tuple(values)

@@ -92,14 +92,24 @@ def test_a_white_background_is_inverted_to_the_pixel(pixels, tmp_path):
     np.testing.assert_array_equal(photo.pixels[..., 0], pixels)
 
 
-def test_a_background_that_is_not_quite_white_becomes_black(tmp_path):
-    image = np.full((200, 200), 215, np.uint8)
-    image[50:150, 50:150] = 20
+def test_photos_are_trimmed_and_what_is_not_quite_white_becomes_black(tmp_path):
+    image = np.full((300, 400), 215, np.uint8)
+    image[100:220, 140:200] = 20
     Image.fromarray(image).save(tmp_path / "image.png")
     photo = read(tmp_path / "image.png")
     assert photo.inverted
-    assert photo.pixels[0, 0] == 0
-    assert photo.pixels[14, 14] == round((215 - 20) * 255 / 215)
+    bright = round((215 - 20) * 255 / 215)
+    assert photo.pixels[14, 14] == bright
+    # The thing is twice as high as wide: it fills the height, and half of the width.
+    assert (photo.pixels[4:-4, 14] == bright).all()
+    assert abs((photo.pixels[14, :, 0] > 127).sum() - 14) <= 2
+    assert photo.pixels[0, 0] == photo.pixels[-1, -1] == 0
+
+
+def test_an_empty_page_is_black(tmp_path):
+    Image.new("RGB", (300, 200), "white").save(tmp_path / "image.jpg")
+    assert read(tmp_path / "image.jpg").inverted
+    assert not read(tmp_path / "image.jpg").pixels.any()
 
 
 def test_where_bright_backgrounds_are_usual_nothing_is_inverted(pixels, tmp_path):
@@ -125,7 +135,8 @@ def test_transparency_shows_the_thing(grey, tmp_path):
     photo = read(tmp_path / "image.png")
     assert photo.inverted == (grey == 0)
     assert photo.pixels[14, 14] == 255
-    assert photo.pixels[0, 0] == photo.pixels[-1, -1] == 0
+    if not photo.inverted:  # what is inverted is trimmed too
+        assert photo.pixels[0, 0] == photo.pixels[-1, -1] == 0
 
 
 @pytest.mark.parametrize(
