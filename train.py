@@ -13,19 +13,21 @@ import numpy as np
 from resnet_flax.checkpoint import RunFolder
 from resnet_flax.command_line import parse_config, run_command
 from resnet_flax.config import TrainConfig
-from resnet_flax.data import load_fashion_mnist, shuffled_batches
+from resnet_flax.data import FASHION_MNIST_CLASSES, load_fashion_mnist, shuffled_batches
 from resnet_flax.interruption import Interruption
 from resnet_flax.loop import Job, fit
 from resnet_flax.metrics import final_report
 from resnet_flax.model import build_model
+from resnet_flax.photos import bright_border
 from resnet_flax.plotting import plot_curves
 from resnet_flax.position import Position
+from resnet_flax.pretrained import Network
 from resnet_flax.processes import join_processes
 from resnet_flax.progress import Progress
 from resnet_flax.recipes import RECIPES, build_optimizer
+from resnet_flax.results import write_results
 from resnet_flax.runtime import configure_runtime, device_name, keep_compiled_programs
 from resnet_flax.sharding import data_mesh, replicate
-from resnet_flax.torch_weights import save_safetensors, to_torch
 from resnet_flax.training import Images, TrainState, check_batches, create_train_state
 
 
@@ -59,9 +61,18 @@ def train(config: TrainConfig, interruption: Interruption) -> None:
         seconds_between_checkpoints=config.checkpoint_seconds,
     )
 
-    with RunFolder(config, progress.say) as folder:
+    model = build_model(config.model, dtype=config.dtype, **recipe.model_fields)
+    network = Network(
+        model=model,
+        classes=FASHION_MNIST_CLASSES,
+        image_shape=train_data.images.shape[1:],
+        image_size=config.image_size,
+        flip=recipe.flip,
+        dark_background=not bright_border(train_data.images),
+    )
+
+    with RunFolder(config, progress.say, network.as_json()) as folder:
         progress.say(f"run folder: {folder.path}")
-        model = build_model(config.model, dtype=config.dtype, **recipe.model_fields)
         steps = config.epochs * len(batches(1))
         optimizer = build_optimizer(recipe, config.learning_rate, steps)
         state = create_train_state(model, optimizer, job.train_set, config.seed, recipe)
@@ -78,9 +89,8 @@ def train(config: TrainConfig, interruption: Interruption) -> None:
             job, state, position, progress=progress, save=save, interruption=interruption
         )
     if jax.process_index() == 0:
-        layout = "torchvision" if model.norm_shortcut else "d2l"
-        weights = to_torch(model, state.variables, layout)
-        save_safetensors(folder.path / "model.safetensors", weights)
+        progress.say(f"drawing pictures, writing {folder.path / 'README.md'}")
+        write_results(folder.path, config, network, state.variables, test_data, position.results)
         print(final_report(position.results, device_name()))
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -62,12 +62,18 @@ class RunFolder:
     Args:
         config: the run; its ``run_dir`` and ``resume`` decide which folder.
         say: told in a line when a checkpoint is damaged.
+        network: what ``config.json`` says of the network besides, in JSON's types.
 
     Raises:
         InputError: when the folder cannot be written, holds another run, or has nothing to resume.
     """
 
-    def __init__(self, config: TrainConfig, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        say: Callable[[str], None] = print,
+        network: Mapping[str, Any] | None = None,
+    ) -> None:
         self._first = jax.process_index() == 0
         if not self._first:
             return
@@ -77,7 +83,8 @@ class RunFolder:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         with self._explained():
             (self.path / "checkpoints").mkdir(exist_ok=True)
-            _write(self.path / "config.json", json.dumps(_as_json(config), indent=2) + "\n")
+            content = {**_as_json(config), "network": network}
+            _write(self.path / "config.json", json.dumps(content, indent=2) + "\n")
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         self._checkpoints = ocp.CheckpointManager(
             (self.path / "checkpoints").absolute(),

@@ -11,3 +11,12 @@ def fashion_mnist():
     from resnet_flax.data import load_fashion_mnist
 
     return load_fashion_mnist()
+
+
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory):
+    """The folder of a finished run; tests that change it take a copy."""
+    from tests.finished_run import finish_run, new_network
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return finish_run(folder, new_network(flip=True), learning_rate=0.1, test_examples=60)

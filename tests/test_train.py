@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from resnet_flax.evaluate import evaluate
+from resnet_flax.pretrained import read_pretrained
+
 TRAIN = Path(__file__).parent.parent / "train.py"
 SMALL = "--image-size 28 --batch-size 64 --train-examples 160 --test-examples 100".split()
 CLOSING_LINES = (
@@ -58,6 +61,10 @@ def test_the_run_folder_holds_what_it_should(finished_run):
         "checkpoints",
         "model.safetensors",
         "curves.png",
+        "confusion.png",
+        "predictions.png",
+        "mistakes.png",
+        "README.md",
     }
     config = json.loads((run / "config.json").read_text())
     assert (config["image_size"], config["epochs"], config["seed"]) == (28, 2, 0)
@@ -70,6 +77,16 @@ def test_the_run_folder_holds_what_it_should(finished_run):
     )
     with Image.open(run / "curves.png") as picture:
         assert picture.size == (750, 525)
+
+
+def test_the_card_and_the_loaded_network_have_the_last_lines_accuracy(finished_run, fashion_mnist):
+    run = finished_run[0] / "run"
+    accuracy = metrics(run)[-1]["test_acc"]
+    assert (
+        f"On 100 test images its accuracy is **{accuracy:.4f}**" in (run / "README.md").read_text()
+    )
+    scores = evaluate(*read_pretrained(run), fashion_mnist[1].take(100))
+    assert scores.accuracy == accuracy
 
 
 def test_the_weights_load_in_pytorch(finished_run):

@@ -1,0 +1,148 @@
+"""The model card: a run's ``README.md``, with the front matter that Hugging Face's hub reads."""
+
+from collections.abc import Iterable, Sequence
+
+from resnet_flax.config import TrainConfig, flag
+from resnet_flax.metrics import EpochResult
+from resnet_flax.pretrained import Network
+from resnet_flax.scores import Scores, as_text
+
+# A run rewrites a card only while this line is in it.
+MARK = "# Written by resnet_flax at the end of a run. Delete this line to keep your own changes."
+FLAGS = ("model", "recipe", "epochs", "batch_size", "learning_rate", "image_size", "seed", "dtype")
+FLAGS_IF_SET = ("train_examples", "test_examples")
+
+MIRRORED = "(Each image's logits are averaged with its mirror image's.)\n"
+
+CARD = """---
+{mark}
+library_name: flax
+license: mit
+pipeline_tag: image-classification
+tags: [jax, flax, resnet, image-classification, resnet_flax]
+datasets: [zalando-datasets/fashion_mnist]
+metrics: [accuracy]
+model-index:
+- name: {name}
+  results:
+  - task:
+      type: image-classification
+    dataset:
+      name: Fashion-MNIST
+      type: zalando-datasets/fashion_mnist
+      split: test
+    metrics:
+    - type: accuracy
+      value: {accuracy:.4f}
+---
+
+# {name}
+
+A residual network in JAX and Flax, trained from scratch on Fashion-MNIST by resnet_flax. It tells
+{count} classes apart: {classes}.
+
+On {examples:,} test images its accuracy is **{accuracy:.4f}**, its cross-entropy {loss:.4f}, and
+its expected calibration error (15 bins) {calibration_error:.4f}.
+{flip}
+
+![Test images with their true and predicted classes](predictions.png)
+
+## How to use it
+
+From image files:
+
+```bash
+python -m resnet_flax.predict FOLDER photo.jpg
+```
+
+In Python, with images as float32 in [0, 1] of shape (N, {size}, {size}, {channels}):
+
+```python
+from resnet_flax.pretrained import from_pretrained
+
+model, variables = from_pretrained("FOLDER")  # where config.json and model.safetensors are
+logits = model.apply(variables, images)
+```
+
+The network was trained on images of {height}x{width} pixels{ground}. It takes them at {size}x{size}
+(resized as Pillow's bilinear filter does it), divided by 255, and not normalised. Pictures from
+elsewhere differ from the data set's product photos: expect more mistakes on them.
+
+`model.safetensors` has PyTorch's names and order of axes ({layout}'s network).
+
+## How it was trained
+
+```bash
+python train.py {flags}
+```
+
+{epochs}
+
+![Loss and accuracy over the epochs](curves.png)
+
+## Where it errs
+
+{by_class}
+
+![Confusion matrix](confusion.png)
+
+![The mistakes of which it was surest](mistakes.png)
+"""
+
+
+def model_card(
+    config: TrainConfig, network: Network, results: Sequence[EpochResult], scores: Scores
+) -> str:
+    """Writes the card of a finished run.
+
+    Args:
+        config: what the run was asked.
+        network: what was trained.
+        results: one for each epoch.
+        scores: on the test set.
+
+    Returns:
+        Markdown, with front matter in YAML.
+    """
+    height, width, channels = network.image_shape
+    epochs = [
+        (row.epoch, *(f"{value:.3f}" for value in (row.loss, row.train_acc, row.test_acc)))
+        for row in results
+    ]
+    flags = [*FLAGS, *(name for name in FLAGS_IF_SET if getattr(config, name) is not None)]
+    return CARD.format(
+        mark=MARK,
+        name=f"{config.model}-fashion-mnist",
+        accuracy=scores.accuracy,
+        loss=scores.loss,
+        calibration_error=scores.calibration_error,
+        examples=scores.confusion.sum(),
+        count=len(network.classes),
+        classes=", ".join(network.classes),
+        flip=MIRRORED if network.flip else "",
+        height=height,
+        width=width,
+        channels=channels,
+        size=network.image_size,
+        ground=", light on dark" if network.dark_background and channels == 1 else "",
+        layout="torchvision" if network.model.norm_shortcut else "D2L",
+        flags=" ".join(f"{flag(name)} {getattr(config, name)}" for name in flags),
+        epochs=_table(
+            ("epoch", "training loss", "training accuracy", "test accuracy"),
+            epochs,
+        ),
+        by_class=_table(
+            ("class", "precision", "recall"),
+            zip(
+                network.classes,
+                map(as_text, scores.precision),
+                map(as_text, scores.recall),
+                strict=True,
+            ),
+        ),
+    )
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
