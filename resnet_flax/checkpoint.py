@@ -39,6 +39,7 @@ FREE_FIELDS = {
     "run_dir",
     "resume",
     "checkpoint_seconds",
+    "tensorboard",
     "deterministic",
     "coordinator",
     "num_processes",

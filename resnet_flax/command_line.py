@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from resnet_flax.config import TrainConfig, flag
 from resnet_flax.errors import InputError, TrainingError
@@ -21,7 +21,16 @@ BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An `argparse` parser whose errors are one line, with the flag that was probably meant."""
+    """An `argparse` parser whose errors are one line, with the flag that was probably meant.
+
+    Args:
+        prog: what messages call the program, unless ``resnet-flax`` started it.
+        **options: as of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        by_command = sys.argv[0].startswith("resnet-flax ")
+        super().__init__(None if by_command else prog, **options)
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with code 2."""
@@ -40,7 +49,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
         SystemExit: for ``--help`` (code 0) and for unknown or malformed flags (code 2).
     """
     parser = OneLineParser(
-        description="Trains a residual network on Fashion-MNIST, as D2L's ResNet section does.",
+        description="Trains a residual network; without flags as D2L does on Fashion-MNIST.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -77,8 +86,10 @@ def run_command(command: Callable[[], None]) -> int:
     except OSError as error:  # such as a full disk, wherever it shows
         return _report(f"failed: {error}", FAILED)
     except Interrupted as stop:
-        resume = [*sys.argv, *(() if "--resume" in sys.argv else ("--resume",))]
-        mend = f"{stop.saved}; go on with: python {shlex.join(resume)}"
+        program, *flags = sys.argv
+        program = f"python {shlex.quote(program)}" if program.endswith(".py") else program
+        resume = [*flags, *(() if "--resume" in flags else ("--resume",))]
+        mend = f"{stop.saved}; go on with: {program} {shlex.join(resume)}"
         return _report(
             f"interrupted: {mend if stop.saved else 'nothing was lost'}", SIGNALLED + stop.signum
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_flax.errors import InputError
-from resnet_flax.model import ARCHITECTURES
+from resnet_flax.model import ARCHITECTURES, FLAVOURS
 from resnet_flax.recipes import RECIPES
 
 DTYPES = ("float32", "bfloat16")
@@ -30,13 +30,34 @@ class TrainConfig:
     batch_size: int = _option("images in a training step", 256, at_least=1)
     learning_rate: float = _option("step size of SGD, the largest where it changes", 0.05)
     image_size: int = _option(
-        "height and width the 28x28 images are resized to, in pixels", 96, at_least=1, at_most=1024
+        "height and width that images are resized to, in pixels", 96, at_least=1, at_most=1024
     )
     model: str = _option("network", "resnet18", choices=tuple(ARCHITECTURES))
     recipe: str = _option(
         "how to train, and the defaults of the flags above: d2l as the book, fast, best",
         "d2l",
         choices=tuple(RECIPES),
+    )
+    dataset: str = _option(
+        "fashion_mnist; another TFDS set of images by class, such as cifar10; or folder:PATH with "
+        "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS",
+        "fashion_mnist",
+    )
+    flavour: str = _option(
+        "whose network: d2l, or torchvision; a recipe with a network of its own wins",
+        "d2l",
+        choices=tuple(FLAVOURS),
+    )
+    init: Path | None = _option(
+        "start from the weights in this .safetensors file, under D2L's, torchvision's, timm's or "
+        "Hugging Face's names; another number of classes or channels is adapted",
+        None,
+    )
+    freeze_stages: int = _option(
+        "leave the first N parts of the network as they are: 1 the stem, 2 the first stage too, "
+        "and so on; their batch normalisations keep their statistics, and normalise by them",
+        0,
+        at_least=0,
     )
     seed: int = _option(
         "decides initial weights and order of images", 0, at_least=0, at_most=2**32 - 1
@@ -52,6 +73,7 @@ class TrainConfig:
         120.0,
         at_least=0,
     )
+    tensorboard: bool = _option("write event files for TensorBoard into the run folder", False)
     deterministic: bool = _option(
         "the same bits in every run on the same machine (a GPU is slower then; a CPU always is so)",
         False,
@@ -63,10 +85,10 @@ class TrainConfig:
     num_processes: int | None = _option("how many processes the run has", None, at_least=1)
     process_id: int | None = _option("which of them this one is, from 0", None, at_least=0)
     train_examples: int | None = _option(
-        "train on the first N images only (default: all 60000)", None, at_least=1
+        "train on the first N images only (default: all)", None, at_least=1
     )
     test_examples: int | None = _option(
-        "test on the first N images only (default: all 10000)", None, at_least=1
+        "test on the first N images only (default: all)", None, at_least=1
     )
     validation_examples: int | None = _option(
         "for choices that must not see the test set: keep the last N training images out of "

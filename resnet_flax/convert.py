@@ -156,5 +156,10 @@ def import_torch(path: Path) -> Any:
     return torch
 
 
+def main() -> None:
+    """Converts what the command line names."""
+    convert()
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(convert))
+    sys.exit(run_command(main))

@@ -10,10 +10,7 @@ import contextlib
 import gzip
 import hashlib
 import io
-import os
-import struct
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ import numpy as np
 
 from resnet_flax.errors import InputError, one_line
 from resnet_flax.raw_files import gather_raw_files, sha256
+from resnet_flax.tfds_records import quiet_tfds, read_examples, tfds_folder
 
 # fmt: off
 FASHION_MNIST_CLASSES: tuple[str, ...] = (
@@ -45,7 +43,7 @@ class Dataset:
 
     Attributes:
         images: uint8, (N, height, width, channels); Fashion-MNIST's are (N, 28, 28, 1).
-        labels: int32, (N,), each the index of a name in `FASHION_MNIST_CLASSES`.
+        labels: int32, (N,), each the index of its class.
     """
 
     images: np.ndarray
@@ -103,8 +101,7 @@ def load_fashion_mnist(
 
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST", 2017 (arXiv:1708.07747).
     """
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    folder = Path(data_dir or default).expanduser()
+    folder = tfds_folder(data_dir)
     try:
         content = _read_decoded(folder, report)
         if content is None:
@@ -184,7 +181,7 @@ def _read_prepared(folder: Path, report: Callable[[str], None]) -> np.ndarray:
     prepared = folder / _NAME / _VERSION
     report(f"Fashion-MNIST: decoding {prepared}")
     mend = "move it away and start again, or choose another data folder"
-    with _quiet_tfds() as tfds:
+    with quiet_tfds() as tfds:
         try:
             builder = tfds.builder(f"{_NAME}:{_VERSION}", data_dir=folder)
             parts = [part for split in _SIZES for part in _decode_split(builder, split)]
@@ -198,13 +195,7 @@ def _read_prepared(folder: Path, report: Callable[[str], None]) -> np.ndarray:
 
 def _decode_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns a split's image and label bytes in the original files' order."""
-    if builder.info.file_format.value == "tfrecord":  # what TFDS prepares with TensorFlow
-        deserialize = builder.info.features.deserialize_example_np
-        files = builder.info.splits[split].filepaths
-        examples = [deserialize(record) for file in files for record in _tfrecords(Path(file))]
-    else:
-        source = builder.as_data_source(split)
-        examples = source.__getitems__(range(len(source)))
+    examples = list(read_examples(builder, split))
     # TFDS stores the examples by the MD5 of the split's name and the example's number.
     keys = [hashlib.md5(f"{split}{i}".encode()).digest() for i in range(len(examples))]
     original = np.argsort(sorted(range(len(keys)), key=keys.__getitem__))
@@ -213,17 +204,9 @@ def _decode_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[original].reshape(-1), labels[original]
 
 
-def _tfrecords(path: Path) -> Iterator[bytes]:
-    """Yields a TFRecord file's records; their checksums are left to the one over all content."""
-    with path.open("rb") as file:
-        while header := file.read(12):  # the record's length in 8 bytes, a checksum in 4
-            yield file.read(struct.unpack("<Q", header[:8])[0])
-            file.read(4)
-
-
 def _prepare(folder: Path, report: Callable[[str], None]) -> None:
     """Makes TFDS' folder: complete or not at all, whatever fails and whoever else makes it."""
-    with _staging(folder) as staging, _quiet_tfds() as tfds:
+    with _staging(folder) as staging, quiet_tfds() as tfds:
         manual = folder / "downloads" / "manual"
         raw = gather_raw_files(_registered(tfds), manual=manual, scratch=staging, report=report)
         report(f"Fashion-MNIST: preparing {folder / _NAME / _VERSION}")
@@ -289,20 +272,3 @@ def _staging(folder: Path) -> Iterator[Path]:
         prefix="incomplete.", dir=folder, ignore_cleanup_errors=True
     ) as staging:
         yield Path(staging).absolute()
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[Any]:
-    """Yields TFDS, imported only when needed (it takes a second), with its chatter off."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import tensorflow_datasets as tfds  # type: ignore[import-untyped, unused-ignore]
-        from absl import logging
-
-        tfds.disable_progress_bar()
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)
-        try:
-            yield tfds
-        finally:
-            logging.set_verbosity(verbosity)

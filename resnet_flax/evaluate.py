@@ -12,7 +12,8 @@ from typing import Any
 
 from resnet_flax.command_line import OneLineParser, run_command
 from resnet_flax.convert import guess_model
-from resnet_flax.data import FASHION_MNIST_CLASSES, Dataset, load_fashion_mnist
+from resnet_flax.data import FASHION_MNIST_CLASSES, Dataset
+from resnet_flax.datasets import FOLDER, load_dataset
 from resnet_flax.errors import InputError
 from resnet_flax.inference import compute_logits
 from resnet_flax.model import ARCHITECTURES, FLAVOURS
@@ -91,9 +92,7 @@ def main() -> None:
         raise InputError("--model, --flavour and --image-size are for a .safetensors file")
     else:
         network, variables = read_pretrained(options.path)
-    _, test_data = load_fashion_mnist(
-        options.data_dir, report=lambda line: print(line, file=sys.stderr)
-    )
+    test_data = load_test_set(network, options.dataset, options.data_dir)
     scores = evaluate(network, variables, test_data.take(options.test_examples))
     if options.json:
         print(json.dumps(as_json(scores, network.classes), indent=2))
@@ -101,11 +100,38 @@ def main() -> None:
         print(report(scores, network.classes))
 
 
+def load_test_set(network: Network, name: str | None, data_dir: Path | None) -> Dataset:
+    """Loads the test set of the data that a network was trained on, or of others.
+
+    Raises:
+        InputError: when it cannot be loaded, has other classes, or is a folder that only the run
+            names: a stranger's run shall not choose what is read.
+    """
+    if name is None and network.dataset.startswith(FOLDER):
+        raise InputError(
+            f"the network was trained on {network.dataset}: name the folder by --dataset"
+        )
+    splits = load_dataset(
+        name or network.dataset,
+        data_dir,
+        image_size=network.image_size,
+        seed=network.seed,
+        report=lambda line: print(line, file=sys.stderr),
+    )
+    if splits.classes != network.classes:
+        raise InputError(
+            f"the network tells {len(network.classes)} classes apart, "
+            f"{', '.join(network.classes):.100}; the data set has {len(splits.classes)}, "
+            f"{', '.join(splits.classes):.100}"
+        )
+    return splits.test
+
+
 def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = OneLineParser(
         prog="python -m resnet_flax.evaluate",
-        description="Scores a trained network on Fashion-MNIST's test set.",
+        description="Scores a trained network on its data's test set.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -119,6 +145,9 @@ def parse_arguments() -> argparse.Namespace:
         help="its flavour (default: d2l if the first convolution has a bias)",
     )
     parser.add_argument("--image-size", type=int, help="that it was trained with (default: 96)")
+    parser.add_argument(
+        "--dataset", help="whose test set, as of train.py (default: what the run was trained on)"
+    )
     parser.add_argument("--data-dir", type=Path, help="folder of the TFDS data sets")
     parser.add_argument("--test-examples", type=int, help="score on the first N images only")
     parser.set_defaults(stem="imagenet", width_multiplier=1.0)

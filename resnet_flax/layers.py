@@ -14,6 +14,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 from jax.nn import initializers
 
+from resnet_flax.checks import check_channels
 from resnet_flax.convolution import convolve
 from resnet_flax.operations import add_bias, batch_normalize
 
@@ -63,7 +64,13 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolves (N, H, W, C) into (N, H', W', features), H' = (H + 2p - k) // s + 1."""
+        """Convolves (N, H, W, C) into (N, H', W', features), H' = (H + 2p - k) // s + 1.
+
+        Raises:
+            ValueError: when the parameters were made for another C.
+        """
+        if self.has_variable("params", "kernel"):
+            check_channels("/".join(self.path), x, self.get_variable("params", "kernel"))
         size, channels = self.kernel_size, x.shape[-1]
         kernel = self.param(
             "kernel", self.kernel_init, (size, size, channels, self.features), self.param_dtype
@@ -130,7 +137,8 @@ class BatchNorm(nn.Module):
         """Normalises (..., C) over all axes but the last.
 
         Raises:
-            ValueError: in training with one value per channel, whose variance is undefined.
+            ValueError: in training with one value per channel, whose variance is undefined, or
+                without ``mutable=["batch_stats"]``.
         """
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), self.param_dtype)
@@ -142,6 +150,12 @@ class BatchNorm(nn.Module):
 
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
+            if not self.is_mutable_collection("batch_stats"):
+                raise ValueError(
+                    "train=True updates the running statistics: pass mutable to apply, as in "
+                    "logits, updates = model.apply(variables, images, train=True, "
+                    'mutable=["batch_stats"])'
+                )
             count = x.size // channels
             if count < 2 and not self.is_initializing():
                 raise ValueError(

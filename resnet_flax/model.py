@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from resnet_flax.blocks import Block, Bottleneck, ModuleFactory, Residual, Stage
+from resnet_flax.checks import check_network_input
 from resnet_flax.errors import InputError
 from resnet_flax.layers import (
     BatchNorm,
@@ -54,6 +55,8 @@ class ResNet(nn.Module):
         stochastic_depth_rate: the last block's rate; it grows linearly from 0 at the first.
         conv_init: initialiser of the convolutions' kernels.
         dense_init: initialiser of the dense layer's kernel.
+        frozen_stages: the first parts that stay in eval mode in training: 1 the stem, 2 the first
+            stage too, and so on. `resnet_flax.fine_tuning.freeze` keeps their parameters.
         momentum: see `BatchNorm`.
         epsilon: see `BatchNorm`.
         dtype: dtype of the computation; logits come back in float32 at least.
@@ -75,6 +78,7 @@ class ResNet(nn.Module):
     stochastic_depth_rate: float = 0.0
     conv_init: Initializer = xavier_uniform
     dense_init: Initializer = xavier_uniform
+    frozen_stages: int = 0
     momentum: float = 0.1
     epsilon: float = 1e-5
     dtype: Dtype = jnp.float32
@@ -96,10 +100,9 @@ class ResNet(nn.Module):
             (N, H', W', C') for each stage.
 
         Raises:
-            ValueError: when ``images`` is not 4-dimensional, or ``stem`` is unknown.
+            ValueError: when ``images`` has a wrong shape or dtype, or ``stem`` is unknown.
         """
-        if images.ndim != 4:
-            raise ValueError(f"images must have shape (N, H, W, C), not {images.shape}")
+        check_network_input(images)
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv: ModuleFactory = partial(
             Conv, use_bias=self.use_bias, kernel_init=self.conv_init, **dtypes
@@ -123,7 +126,7 @@ class ResNet(nn.Module):
         size, strides, pooled = STEMS[self.stem]
         x = conv(self.channels, size, strides, size // 2, name="conv1")(x)
         if not self.preactivation:
-            x = nn.relu(norm(name="bn1")(x, train))
+            x = nn.relu(norm(name="bn1")(x, train and self.frozen_stages < 1))
         if pooled:
             x = max_pool(x, 3, 2, 1)
 
@@ -138,7 +141,7 @@ class ResNet(nn.Module):
                 block,
                 stage_rates,
                 name=f"layer{index + 1}",
-            )(x, train)
+            )(x, train and self.frozen_stages < index + 2)
             maps.append(x)
         if features:
             return maps

@@ -1,6 +1,8 @@
 """The model card: a run's ``README.md``, with the front matter that Hugging Face's hub reads."""
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from resnet_flax.config import TrainConfig, flag
 from resnet_flax.metrics import EpochResult
@@ -10,26 +12,35 @@ from resnet_flax.scores import Scores, as_text
 # A run rewrites a card only while this line is in it.
 MARK = "# Written by resnet_flax at the end of a run. Delete this line to keep your own changes."
 FLAGS = ("model", "recipe", "epochs", "batch_size", "learning_rate", "image_size", "seed", "dtype")
-FLAGS_IF_SET = ("train_examples", "test_examples")
+FLAGS_IF_CHANGED = (
+    "dataset",
+    "flavour",
+    "init",
+    "freeze_stages",
+    "train_examples",
+    "test_examples",
+    "validation_examples",
+)
+# What Hugging Face's hub calls the data, and their licence; of others that is not known.
+HUB = {"fashion_mnist": ("Fashion-MNIST", "zalando-datasets/fashion_mnist", "license: mit\n")}
 
 MIRRORED = "(Each image's logits are averaged with its mirror image's.)\n"
 
 CARD = """---
 {mark}
 library_name: flax
-license: mit
-pipeline_tag: image-classification
+{license}pipeline_tag: image-classification
 tags: [jax, flax, resnet, image-classification, resnet_flax]
-datasets: [zalando-datasets/fashion_mnist]
+datasets: [{hub_name}]
 metrics: [accuracy]
 model-index:
-- name: {name}
+- name: {yaml_name}
   results:
   - task:
       type: image-classification
     dataset:
-      name: Fashion-MNIST
-      type: zalando-datasets/fashion_mnist
+      name: {yaml_title}
+      type: {hub_name}
       split: test
     metrics:
     - type: accuracy
@@ -38,8 +49,8 @@ model-index:
 
 # {name}
 
-A residual network in JAX and Flax, trained from scratch on Fashion-MNIST by resnet_flax. It tells
-{count} classes apart: {classes}.
+A residual network in JAX and Flax, {origin} on {title} by resnet_flax. It tells {count} classes
+apart: {classes}.
 
 On {examples:,} test images its accuracy is **{accuracy:.4f}**, its cross-entropy {loss:.4f}, and
 its expected calibration error (15 bins) {calibration_error:.4f}.
@@ -109,10 +120,21 @@ def model_card(
         (row.epoch, *(f"{value:.3f}" for value in (row.loss, row.train_acc, row.test_acc)))
         for row in results
     ]
-    flags = [*FLAGS, *(name for name in FLAGS_IF_SET if getattr(config, name) is not None)]
+    changed = [
+        name for name in FLAGS_IF_CHANGED if getattr(config, name) != getattr(TrainConfig, name)
+    ]
+    dataset = Path(config.dataset).name
+    title, hub_name, license = HUB.get(dataset, (dataset, json.dumps(dataset), ""))
+    name = f"{config.model}-{dataset.replace('_', '-')}"
     return CARD.format(
         mark=MARK,
-        name=f"{config.model}-fashion-mnist",
+        name=name,
+        yaml_name=json.dumps(name),
+        title=title,
+        yaml_title=json.dumps(title),
+        hub_name=hub_name,
+        license=license,
+        origin=f"fine-tuned from {config.init.name}" if config.init else "trained from scratch",
         accuracy=scores.accuracy,
         loss=scores.loss,
         calibration_error=scores.calibration_error,
@@ -126,7 +148,7 @@ def model_card(
         size=network.image_size,
         ground=", light on dark" if network.dark_background and channels == 1 else "",
         layout="torchvision" if network.model.norm_shortcut else "D2L",
-        flags=" ".join(f"{flag(name)} {getattr(config, name)}" for name in flags),
+        flags=" ".join(f"{flag(each)} {getattr(config, each)}" for each in [*FLAGS, *changed]),
         epochs=_table(
             ("epoch", "training loss", "training accuracy", "test accuracy"),
             epochs,

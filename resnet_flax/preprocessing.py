@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_flax.checks import check_shape
+
 # Pillow's fixed point for 8-bit images: 32 bits less 8 for the pixel and 2 for the sum.
 PRECISION_BITS = 22
 
@@ -43,8 +45,9 @@ def resize(images: jax.Array, image_size: int) -> jax.Array:
         uint8, (N, image_size, image_size, C).
 
     Raises:
-        ValueError: when the images are not uint8.
+        ValueError: when the images are not uint8, or of another shape.
     """
+    check_shape(images)
     if images.dtype != jnp.uint8:
         raise ValueError(f"images must be uint8 in 0..255, not {images.dtype}")
     for axis in (2, 1):  # Pillow's order: rows become wider first, then the image taller.

@@ -28,7 +28,7 @@ LARGEST_CONFIG = LARGEST_HEADER = 1_000_000  # bytes
 BYTES_OF_FLOAT64 = 8
 BLOCKS: dict[str, type[Block]] = {block.__name__: block for block in (Residual, Bottleneck)}
 MOST_STAGES, MOST_BLOCKS = 6, 200  # ResNet-152 has 4 and 50
-MOST_CLASSES, LONGEST_NAME = 10_000, 100
+MOST_CLASSES, LONGEST_NAME, LONGEST_PATH = 10_000, 100, 1000
 LARGEST_IMAGE = 1024  # pixels, as --image-size
 CHOICES = {"block": tuple(BLOCKS), "stem": tuple(STEMS), "dtype": DTYPES}
 RANGES = {
@@ -39,6 +39,7 @@ RANGES = {
     "momentum": (0.0, 1.0),
     "epsilon": (0.0, 1.0),
     "image_size": (1, LARGEST_IMAGE),
+    "seed": (0, 2**32 - 1),
 }
 SWITCHES = (
     "use_bias",
@@ -62,6 +63,8 @@ class Network:
         image_size: height and width these are resized to, in pixels.
         flip: average each image's logits with those of its mirror image.
         dark_background: whether the data set's images are light things on a dark ground.
+        dataset: its name, as of ``train.py --dataset``.
+        seed: decides which of its images are for testing, where it does not say.
     """
 
     model: ResNet
@@ -70,6 +73,8 @@ class Network:
     image_size: int
     flip: bool = False
     dark_background: bool = True
+    dataset: str = "fashion_mnist"
+    seed: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Everything that rebuilds it, for a JSON file; initialisers do not matter any more."""
@@ -84,6 +89,8 @@ class Network:
             "image_size": self.image_size,
             "flip": self.flip,
             "dark_background": self.dark_background,
+            "dataset": self.dataset,
+            "seed": self.seed,
         }
 
     @classmethod
@@ -110,9 +117,9 @@ class Network:
         classes: Any = content.get("classes")
         _require(isinstance(classes, list), content, "classes")
         _require(1 <= len(classes) <= MOST_CLASSES, content, "classes")
-        for name in classes:  # they are printed: no line breaks, nothing that steers a terminal
-            printable = isinstance(name, str) and name.isprintable()
-            _require(printable and 1 <= len(name) <= LONGEST_NAME, content, "classes")
+        dataset = content.get("dataset")
+        _require(_printable(dataset, LONGEST_PATH), content, "dataset")
+        _require(all(_printable(name, LONGEST_NAME) for name in classes), content, "classes")
         fields = {field.name: content[field.name] for field in _model_fields()}
         fields |= {"block": BLOCKS[content["block"]], "stage_sizes": sizes}
         return cls(
@@ -122,6 +129,8 @@ class Network:
             image_size=content["image_size"],
             flip=content["flip"],
             dark_background=content["dark_background"],
+            dataset=dataset,
+            seed=content["seed"],
         )
 
 
@@ -215,6 +224,11 @@ def _integers(content: Mapping[str, Any], name: str, most: int) -> tuple[int, ..
     _require(isinstance(values, list) and 1 <= len(values) <= most, content, name)
     _require(all(type(value) is int and 1 <= value <= most for value in values), content, name)
     return tuple(values)
+
+
+def _printable(text: Any, most: int) -> bool:
+    """Whether it is text without line breaks, and without what steers a terminal."""
+    return isinstance(text, str) and text.isprintable() and 1 <= len(text) <= most
 
 
 def _require(fine: bool, content: Mapping[str, Any], name: str) -> None:

@@ -141,4 +141,6 @@ def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
 def moving_average(recipe: Recipe, average: Any, new: Any, step: jax.Array) -> Any:
     """One step of the exponential moving average; in the first steps it forgets faster."""
     decay = jnp.minimum(recipe.average_decay, (1 + step) / (10 + step))
-    return optax.incremental_update(new, average, 1 - decay)
+    updated = optax.incremental_update(new, average, 1 - decay)
+    # Rounding must not move the average of what stays the same: frozen parts keep their bits.
+    return jax.tree.map(lambda a, b, c: jnp.where(a == b, a, c), average, new, updated)

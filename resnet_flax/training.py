@@ -19,6 +19,7 @@ from flax import struct
 from flax.training import train_state
 from jax.sharding import Mesh
 
+from resnet_flax.checks import check_examples, check_label_range
 from resnet_flax.errors import InputError
 from resnet_flax.metrics import Metrics
 from resnet_flax.preprocessing import prepare_images
@@ -55,7 +56,12 @@ class Images(NamedTuple):
 
     @classmethod
     def place(cls, images: np.ndarray, labels: np.ndarray, mesh: Mesh | None = None) -> Self:
-        """Copies a data set to the device, or to each of several, where it stays."""
+        """Copies a data set to the device, or to each of several, where it stays.
+
+        Raises:
+            ValueError: when images or labels have another shape or dtype.
+        """
+        check_examples(images, labels)
         arrays = (images, labels)
         return cls(*(replicate(arrays, mesh) if mesh else jax.device_put(arrays)))
 
@@ -75,7 +81,12 @@ def create_train_state(
         images: tells the number of channels; the initial values do not depend on the pixels.
         seed: decides the initial parameters.
         recipe: decides whether parameters and statistics are averaged.
+
+    Raises:
+        ValueError: when a label is none of the model's classes.
     """
+    if num_classes := getattr(model, "num_classes", 0):
+        check_label_range(images.labels, num_classes)
     variables = _initialize(model, seed, channels=images.images.shape[-1])
     state = TrainState.create(
         apply_fn=model.apply,

@@ -16,6 +16,7 @@ from resnet_flax import data
 from resnet_flax.data import Dataset, load_fashion_mnist, shuffled_batches
 from resnet_flax.errors import InputError
 from resnet_flax.raw_files import sha256
+from resnet_flax.tfds_records import quiet_tfds
 from tests.fashion_mnist_files import (
     FILES,
     NO_SERVER,
@@ -40,7 +41,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TinyFashionMNIST:
 
 def register(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
     """Puts `files` into TFDS' table of Fashion-MNIST's raw files."""
-    with data._quiet_tfds() as tfds:
+    with quiet_tfds() as tfds:
         from tensorflow_datasets.core.download.checksums import UrlInfo
 
     infos = {
@@ -110,7 +111,7 @@ def test_examples_come_in_the_order_of_the_original_files(
 
 
 def test_class_names_are_in_tfds_order() -> None:
-    with data._quiet_tfds() as tfds:
+    with quiet_tfds() as tfds:
         names = tfds.builder("fashion_mnist").info.features["label"].names
     assert [name.lower().removesuffix("/top") for name in names] == list(data.FASHION_MNIST_CLASSES)
 
@@ -163,7 +164,7 @@ def test_tfds_is_silenced_only_while_it_is_used() -> None:
 
     before = logging.get_verbosity()
     logging.set_verbosity(logging.INFO)
-    with data._quiet_tfds():
+    with quiet_tfds():
         assert logging.get_verbosity() == logging.ERROR
     assert logging.get_verbosity() == logging.INFO
     logging.set_verbosity(before)
@@ -235,7 +236,7 @@ def test_a_damaged_decoded_copy_is_rebuilt(tiny: TinyFashionMNIST, prepared: Pat
 def test_the_stock_tfds_builder_reads_the_prepared_folder(
     tiny: TinyFashionMNIST, prepared: Path
 ) -> None:
-    with data._quiet_tfds() as tfds:
+    with quiet_tfds() as tfds:
         builder = tfds.builder("fashion_mnist", data_dir=prepared)
         assert type(builder) is tfds.image_classification.FashionMNIST
         assert builder.is_prepared()
@@ -250,7 +251,7 @@ def test_a_folder_that_tfds_prepared_with_tensorflow(
     tiny: TinyFashionMNIST, prepared: Path
 ) -> None:
     """TFDS' default there is TFRecord: length, checksum, record, checksum."""
-    with data._quiet_tfds() as tfds:
+    with quiet_tfds() as tfds:
         builder = tfds.builder("fashion_mnist", data_dir=prepared)
         sources = builder.as_data_source(deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     version = prepared / "fashion_mnist" / "3.0.1"

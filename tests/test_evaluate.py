@@ -10,7 +10,8 @@ import pytest
 
 from resnet_flax import build_model, evaluate, training
 from resnet_flax.command_line import run_command
-from resnet_flax.data import Dataset
+from resnet_flax.data import Dataset, FASHION_MNIST_CLASSES
+from resnet_flax.datasets import Splits
 from resnet_flax.errors import InputError
 from resnet_flax.scores import calibration_error, score, softmax
 from resnet_flax.torch_weights import save_safetensors, to_torch
@@ -25,9 +26,12 @@ def program(monkeypatch, capsys):
     """The program in this process, on random images: exit code, stdout, stderr."""
     test_data = random_images(60)
     monkeypatch.setattr(evaluate, "keep_compiled_programs", lambda: None)
-    monkeypatch.setattr(
-        evaluate, "load_fashion_mnist", lambda data_dir, report: (test_data, test_data)
-    )
+
+    def load(name, data_dir, **options):
+        classes = FASHION_MNIST_CLASSES if name == "fashion_mnist" else ("a", "b")
+        return Splits(test_data, test_data, classes)
+
+    monkeypatch.setattr(evaluate, "load_dataset", load)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
@@ -155,6 +159,7 @@ def test_bad_input_is_one_line(shared_run, program, tmp_path):
         ([folder, "--model", "resnet18"], "are for a .safetensors file"),
         ([folder, "--test-examples", 0], "cannot take the first 0 of 60 examples"),
         ([folder, "--model", "resnet19"], "invalid choice"),
+        ([folder, "--dataset", "beans"], "tells 10 classes apart, t-shirt"),
     ]:
         code, said, error = program(*arguments)
         assert (code, said) == (2, ""), arguments
@@ -170,3 +175,9 @@ def test_other_images_and_other_classes(shared_run):
     more = Dataset(data.images, data.labels + 40)
     with pytest.raises(InputError, match="tells 10 classes apart; the test set has"):
         evaluate.evaluate(network, variables, more)
+
+
+def test_a_run_does_not_choose_which_folder_is_read():
+    network = new_network(dataset="folder:/etc")
+    with pytest.raises(InputError, match="trained on folder:/etc: name the folder by --dataset"):
+        evaluate.load_test_set(network, None, None)
