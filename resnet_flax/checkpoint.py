@@ -4,7 +4,6 @@ A checkpoint holds the arrays of the state and the position in the run. Orbax wr
 background, and gives it its name when all of it is on the disk; the checksums of its files follow.
 """
 
-import dataclasses
 import errno
 import hashlib
 import json
@@ -14,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,32 +22,17 @@ import orbax.checkpoint as ocp
 from flax import serialization
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from resnet_flax.config import TrainConfig, flag
+from resnet_flax.config import TrainConfig
 from resnet_flax.errors import InputError, TrainingError, one_line
 from resnet_flax.position import Position
-from resnet_flax.recipes import RECIPES
+from resnet_flax.run_folder import as_json, new_folder, resumed_folder
 from resnet_flax.sharding import from_first_process, text_from_first_process
 from resnet_flax.training import TrainState
 
-RUNS = Path("runs")
-# Fields that a resumed run may change without becoming another run; the epochs decide a schedule.
-FREE_FIELDS = {
-    "epochs",
-    "data_dir",
-    "run_dir",
-    "resume",
-    "checkpoint_seconds",
-    "tensorboard",
-    "deterministic",
-    "coordinator",
-    "num_processes",
-    "process_id",
-}
 LATEST_KEPT = 3
 BEST = BestN(
     get_metric_fn=lambda metrics: metrics["test_acc"], n=1, keep_checkpoints_without_metrics=False
 )
-LARGEST_CONFIG = 1_000_000  # bytes
 SUMS = "SHA256SUMS"
 LARGEST_REST = 4_000_000  # bytes of a checkpoint beside its arrays
 
@@ -78,13 +61,13 @@ class RunFolder:
         self._first = jax.process_index() == 0
         if not self._first:
             return
-        self.path = _resumed_folder(config) if config.resume else _new_folder(config)
+        self.path = resumed_folder(config) if config.resume else new_folder(config)
         self._say = say
         for name in ("absl", "asyncio"):  # what Orbax logs is told in a line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         with self._explained():
             (self.path / "checkpoints").mkdir(exist_ok=True)
-            content = {**_as_json(config), "network": network}
+            content = {**as_json(config), "network": network}
             _write(self.path / "config.json", json.dumps(content, indent=2) + "\n")
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         self._checkpoints = ocp.CheckpointManager(
@@ -249,55 +232,3 @@ def _sums(folder: Path) -> str:
 
 def _kind(array: Any) -> tuple[tuple[int, ...], str]:
     return tuple(array.shape), np.dtype(array.dtype).name
-
-
-def _new_folder(config: TrainConfig) -> Path:
-    path = config.run_dir or RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
-    try:
-        if (path / "config.json").exists():
-            raise InputError(
-                f"--run-dir {path} holds a run already: "
-                "add --resume to go on with it, or name another"
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "checkpoints").mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write the run folder {path}: {error.strerror}") from error
-    return path
-
-
-def _resumed_folder(config: TrainConfig) -> Path:
-    if config.run_dir:
-        path = config.run_dir
-    else:
-        runs = sorted(RUNS.glob("*/config.json"), key=lambda file: file.stat().st_mtime)
-        if not runs:
-            raise InputError(f"nothing to resume: there is no run in {RUNS}/")
-        path = runs[-1].parent
-    try:
-        with (path / "config.json").open() as file:
-            saved = json.loads(file.read(LARGEST_CONFIG))
-        if not isinstance(saved, dict):
-            raise ValueError("not a table of flags")
-    except FileNotFoundError as error:
-        raise InputError(f"nothing to resume: {path} holds no run (no config.json)") from error
-    except (OSError, ValueError, RecursionError) as error:
-        reason = one_line(error)[:200]
-        raise InputError(
-            f"cannot resume: {path / 'config.json'} is unreadable: {reason}"
-        ) from error
-    asked = _as_json(config)
-    free = FREE_FIELDS - ({"epochs"} if RECIPES[config.recipe].one_cycle else set())
-    differing = [
-        f"{flag(name)} {saved.get(name)!r:.60} there, {value!r} here"
-        for name, value in asked.items()
-        if name not in free and saved.get(name) != value
-    ]
-    if differing:
-        raise InputError(f"cannot resume {path}, whose run differs: {'; '.join(differing)}")
-    return path
-
-
-def _as_json(config: TrainConfig) -> dict[str, Any]:
-    fields = dataclasses.asdict(config)
-    return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}

@@ -4,12 +4,15 @@ Shapes and dtypes are known when JAX traces a function; values are not, so that 
 only where they are at hand: outside `jax.jit`.
 """
 
+import math
 import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from resnet_flax.errors import InputError
 
 # Images scaled to [0, 1], or normalised to mean 0 and deviation 1, stay well below it; of those in
 # 0..255 nearly all have a pixel above.
@@ -102,4 +105,21 @@ def check_channels(layer: str, x: jax.Array, kernel: jax.Array) -> None:
         raise ValueError(
             f"{layer}: the input must have shape (N, H, W, {kernel.shape[2]}), not {x.shape}; the "
             f"parameters were made for {kernel.shape[2]} channels"
+        )
+
+
+def check_batches(batches: list[np.ndarray], image_size: int) -> None:
+    """Makes sure that the smallest batch can be normalised in the network's last stage.
+
+    Args:
+        batches: index arrays.
+        image_size: height and width of the images, in pixels.
+
+    Raises:
+        InputError: when that stage would hold a single value per channel.
+    """
+    if min(map(len, batches)) * math.ceil(image_size / 32) ** 2 < 2:
+        raise InputError(
+            f"the last batch would hold 1 image of {image_size}x{image_size} pixels, too few for "
+            "batch normalisation: change --batch-size, --train-examples or --image-size"
         )

@@ -117,8 +117,7 @@ class Network:
         classes: Any = content.get("classes")
         _require(isinstance(classes, list), content, "classes")
         _require(1 <= len(classes) <= MOST_CLASSES, content, "classes")
-        dataset = content.get("dataset")
-        _require(_printable(dataset, LONGEST_PATH), content, "dataset")
+        _require(_printable(content.get("dataset"), LONGEST_PATH), content, "dataset")
         _require(all(_printable(name, LONGEST_NAME) for name in classes), content, "classes")
         fields = {field.name: content[field.name] for field in _model_fields()}
         fields |= {"block": BLOCKS[content["block"]], "stage_sizes": sizes}
@@ -129,7 +128,7 @@ class Network:
             image_size=content["image_size"],
             flip=content["flip"],
             dark_background=content["dark_background"],
-            dataset=dataset,
+            dataset=content["dataset"],
             seed=content["seed"],
         )
 

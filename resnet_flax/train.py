@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from resnet_flax.checkpoint import RunFolder
+from resnet_flax.checks import check_batches
 from resnet_flax.command_line import parse_config, run_command
 from resnet_flax.config import TrainConfig
 from resnet_flax.data import shuffled_batches
@@ -26,7 +27,7 @@ from resnet_flax.results import write_results
 from resnet_flax.runtime import configure_runtime, device_name, keep_compiled_programs
 from resnet_flax.sharding import data_mesh, replicate
 from resnet_flax.tensorboard import import_tensorboard, write_events
-from resnet_flax.training import Images, TrainState, check_batches, create_train_state
+from resnet_flax.training import Images, TrainState, create_train_state
 
 
 def train(config: TrainConfig, interruption: Interruption) -> None:

@@ -4,7 +4,6 @@ The data set stays on the device as uint8; a step receives the indices of its im
 resizes and scales them itself, so that no image crosses from host to device during training.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -20,7 +19,6 @@ from flax.training import train_state
 from jax.sharding import Mesh
 
 from resnet_flax.checks import check_examples, check_label_range
-from resnet_flax.errors import InputError
 from resnet_flax.metrics import Metrics
 from resnet_flax.preprocessing import prepare_images
 from resnet_flax.recipes import RECIPES, Recipe, augment, moving_average
@@ -250,23 +248,6 @@ def evaluate(
             batch = (split_batch(indices, mesh), split_batch(weights, mesh))
         metrics = eval_step(state, metrics, data, *batch, image_size=image_size, flip=flip)
     return metrics
-
-
-def check_batches(batches: list[np.ndarray], image_size: int) -> None:
-    """Makes sure that the smallest batch can be normalised in the network's last stage.
-
-    Args:
-        batches: index arrays.
-        image_size: height and width of the images, in pixels.
-
-    Raises:
-        InputError: when that stage would hold a single value per channel.
-    """
-    if min(map(len, batches)) * math.ceil(image_size / 32) ** 2 < 2:
-        raise InputError(
-            f"the last batch would hold 1 image of {image_size}x{image_size} pixels, too few for "
-            "batch normalisation: change --batch-size, --train-examples or --image-size"
-        )
 
 
 CompiledSteps = Callable[..., tuple[TrainState, Metrics]]

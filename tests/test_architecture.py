@@ -9,7 +9,7 @@ import resnet_flax
 PACKAGE = Path(resnet_flax.__file__).parent
 FILES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 # Leaves know only the exceptions; what composes them is further up.
-LEAVES = {"operations", "winograd", "preprocessing", "raw_files", "errors", "runtime", "metrics"}
+LEAVES = {"operations", "winograd", "preprocessing", "raw_files", "runtime", "metrics", "checks"}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -30,8 +30,8 @@ def test_imports_go_one_way():
     }
     assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)  # raises on a cycle
     for leaf in LEAVES:
-        assert graph[leaf] <= {"errors"}, leaf
-    assert graph["data"] <= {"errors", "raw_files"}
+        assert graph[leaf] <= {"errors", "checks"}, leaf
+    assert graph["data"] <= {"errors", "raw_files", "tfds_records"}
 
 
 def test_modules_import_from_modules_and_not_from_the_package():
@@ -48,4 +48,4 @@ def test_only_the_converter_knows_pytorch_and_nobody_tensorflow():
 
 def test_modules_stay_small():
     sizes = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
-    assert {name: size for name, size in sizes.items() if size > 330} == {}
+    assert {name: size for name, size in sizes.items() if size > 300} == {}

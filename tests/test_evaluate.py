@@ -10,7 +10,7 @@ import pytest
 
 from resnet_flax import build_model, evaluate, training
 from resnet_flax.command_line import run_command
-from resnet_flax.data import Dataset, FASHION_MNIST_CLASSES
+from resnet_flax.data import FASHION_MNIST_CLASSES, Dataset
 from resnet_flax.datasets import Splits
 from resnet_flax.errors import InputError
 from resnet_flax.scores import calibration_error, score, softmax

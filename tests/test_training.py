@@ -7,13 +7,13 @@ import numpy as np
 import optax
 import pytest
 
+from resnet_flax.checks import check_batches
 from resnet_flax.data import shuffled_batches
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.metrics import Metrics
 from resnet_flax.preprocessing import prepare_images
 from resnet_flax.training import (
     Images,
-    check_batches,
     evaluate,
     train_step,
 )
