@@ -53,7 +53,7 @@ def train(train_examples: int, test_examples: int, batch_size: int, image_size: 
 def main() -> None:
     """The section, from the block to the trained network."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--train-examples", type=int, default=4096, help="(default: 4096)")
+    parser.add_argument("--train-examples", type=int, default=8192, help="(default: 8192)")
     parser.add_argument("--test-examples", type=int, default=1000, help="(default: 1000)")
     parser.add_argument("--batch-size", type=int, default=64, help="(default: 64)")
     parser.add_argument("--image-size", type=int, default=28, help="in pixels (default: 28)")

@@ -1,8 +1,9 @@
 """Holds a small residual network in plain Flax against its PyTorch original, and names its fault.
 
 ``python examples/check_port.py`` prints where the two part, layer by layer, and why. ``--fault``
-chooses what is wrong with the port: what ``nn.Conv`` and ``nn.BatchNorm`` do by default, or nothing
-but the running variance, which Flax computes in another way. It needs PyTorch, and takes seconds.
+chooses what is wrong with the port. ``--train`` compares in training, the running statistics
+included, where even the port without a fault has one: Flax's running variance is biased. It needs
+PyTorch, and takes seconds.
 """
 
 import argparse
@@ -21,9 +22,9 @@ from resnet_flax.compare import Comparison, compare_with_torch
 
 FAULTS: dict[str, dict[str, Any]] = {
     "padding": {"padding": "SAME"},  # pads one side at stride 2
-    "momentum": {"momentum": 0.99},  # PyTorch's 0.1 is Flax's 0.9
+    "momentum": {"momentum": 0.99},  # Flax's default; PyTorch's 0.1 is 0.9; shows in training
     "epsilon": {"epsilon": 1e-3},  # Keras' default
-    "relu": {"relu_first": True},  # the ReLU before the sum
+    "relu": {"relu_first": True},  # the last ReLU before the sum
     "none": {},
 }
 
@@ -132,20 +133,23 @@ def convert(network: torch.nn.Module) -> dict[str, Any]:
     return unflatten_dict(leaves)
 
 
-def check(fault: str) -> Comparison:
-    """Compares the port that has this fault with the original."""
+def check(fault: str, train: bool) -> Comparison:
+    """Compares the port that has this fault with the original, in training or in evaluation."""
     original = torch_network()
     images = np.random.default_rng(0).random((2, 16, 16, 3), dtype=np.float32)
-    return compare_with_torch(FlaxNetwork(fault), convert(original), original, images, names=NAMES)
+    return compare_with_torch(
+        FlaxNetwork(fault), convert(original), original, images, train=train, names=NAMES
+    )
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--fault", choices=FAULTS, default="padding", help="(default: padding)")
+    parser.add_argument("--train", action="store_true", help="compare in training")
     options = parser.parse_args()
     configure_runtime()
-    print(check(options.fault))
+    print(check(options.fault, options.train))
 
 
 if __name__ == "__main__":

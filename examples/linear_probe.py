@@ -60,7 +60,7 @@ def pixels(data: Dataset) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="steps")
-def fit_logistic_regression(features: jax.Array, labels: jax.Array, steps: int = 200) -> Any:
+def fit_logistic_regression(features: jax.Array, labels: jax.Array, steps: int = 100) -> Any:
     """Weights and bias of ten linear classifiers, by L-BFGS, with a little weight decay."""
     optimizer = optax.lbfgs()
 

@@ -16,6 +16,7 @@ def given(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_six_tasks_run_here(given):
     assert run("resnet_flax", sys.executable, given) == "all run"
 

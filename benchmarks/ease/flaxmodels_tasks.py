@@ -37,10 +37,10 @@ optimizer_state = optimizer.init(variables["params"])
 
 
 @jax.jit
-def train_step(variables, optimizer_state):
+def train_step(variables, optimizer_state, images, labels):
     def loss_function(params):
         inputs = {**variables, "params": params}
-        logits, updates = model.apply(inputs, grey, train=True, mutable=["batch_stats"])
+        logits, updates = model.apply(inputs, images, train=True, mutable=["batch_stats"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), updates
 
@@ -50,7 +50,7 @@ def train_step(variables, optimizer_state):
     return {"params": optax.apply_updates(params, changes), **updates}, optimizer_state, loss
 
 
-variables, optimizer_state, loss = train_step(variables, optimizer_state)
+variables, optimizer_state, loss = train_step(variables, optimizer_state, grey, labels)
 # --- Check.
 mean_after = variables["batch_stats"]["BatchNorm_0"]["mean"]
 check_step(float(loss), mean_before, mean_after)
@@ -108,14 +108,14 @@ optimizer = optax.adam(1e-2)
 optimizer_state = optimizer.init(head)
 
 
-def with_head(head):
+def with_head(variables, head):
     return {**variables, "params": {**variables["params"], "Dense_0": head}}
 
 
 @jax.jit
-def step(head, optimizer_state):
+def step(head, optimizer_state, variables, images, labels):
     def loss_function(head):
-        logits = model.apply(with_head(head), colour, train=False)
+        logits = model.apply(with_head(variables, head), images, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     loss, gradients = jax.value_and_grad(loss_function)(head)
@@ -125,9 +125,9 @@ def step(head, optimizer_state):
 
 losses = []
 for _ in range(5):
-    head, optimizer_state, loss = step(head, optimizer_state)
+    head, optimizer_state, loss = step(head, optimizer_state, variables, colour, labels)
     losses.append(float(loss))
-tuned = with_head(head)
+tuned = with_head(variables, head)
 # --- Check.
 trunks = [{**v, "params": {**v["params"], "Dense_0": {}}} for v in (variables, tuned)]
 check_tuned(losses, *map(jax.tree.leaves, trunks))

@@ -59,10 +59,10 @@ logits = model.predict(colour)
 check_loaded(logits)
 
 # --- Task 4: feature maps.
-trunk = keras.Model(model.backbone.input, model.backbone.pyramid_outputs)
-maps = trunk.predict(colour).values()
+trunk = keras.Model(model.backbone.input, list(model.backbone.pyramid_outputs.values()))
+maps = trunk.predict(colour)
 # --- Check.
-check_maps(list(maps))
+check_maps(maps)
 before = [np.array(weight) for weight in model.backbone.weights]
 
 # --- Task 5: tune a new head.

@@ -61,14 +61,14 @@ head, optimizer = variables["params"]["fc"], optax.adam(1e-2)
 optimizer_state = optimizer.init(head)
 
 
-def with_head(head):
+def with_head(variables, head):
     return {**variables, "params": {**variables["params"], "fc": head}}
 
 
 @jax.jit
-def step(head, optimizer_state):
+def step(head, optimizer_state, variables, images, labels):
     def loss_function(head):
-        logits = model.apply(with_head(head), colour)
+        logits = model.apply(with_head(variables, head), images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     loss, gradients = jax.value_and_grad(loss_function)(head)
@@ -78,9 +78,9 @@ def step(head, optimizer_state):
 
 losses = []
 for _ in range(5):
-    head, optimizer_state, loss = step(head, optimizer_state)
+    head, optimizer_state, loss = step(head, optimizer_state, variables, colour, labels)
     losses.append(float(loss))
-tuned = with_head(head)
+tuned = with_head(variables, head)
 # --- Check.
 loaded = from_torch(resnet18("torchvision", num_classes=1000), load_safetensors(WEIGHTS))
 trunks = [{**v, "params": {**v["params"], "fc": {}}} for v in (loaded, tuned)]
