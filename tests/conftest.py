@@ -20,3 +20,20 @@ def shared_run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     return finish_run(folder, new_network(flip=True), learning_rate=0.1, test_examples=60)
+
+
+@pytest.fixture
+def torchvision_checkpoint(tmp_path, monkeypatch):
+    """What README and docs ask the reader to have: torchvision's ResNet-18, in the current folder.
+
+    The folder is a temporary one.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from tests.torch_reference import TorchvisionResNet
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = TorchvisionResNet((2, 2, 2, 2), 3, 1000, "imagenet")
+    save_file(network.state_dict(), "checkpoint.safetensors")

@@ -1,37 +1,25 @@
 """The README's commands and snippets are run, in its order."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from tests.snippets import ROOT, run_page
 from tests.torch_reference import TorchvisionResNet
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-def torchvision_resnet18(channels: int, classes: int) -> torch.nn.Module:
-    return TorchvisionResNet((2, 2, 2, 2), channels, classes, "imagenet")
 
 
 def test_the_snippets_take_a_checkpoint_from_pytorch_and_back(
-    tmp_path, monkeypatch, capsys, fashion_mnist
+    torchvision_checkpoint, capsys, fashion_mnist
 ):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    network = torchvision_resnet18(3, 1000)
-    save_file(network.state_dict(), "checkpoint.safetensors")
-    namespace: dict = {}
-    for snippet in SNIPPETS:
-        exec(compile(snippet, "README.md", "exec"), namespace)
+    namespace = run_page(ROOT / "README.md")
     assert re.search(r"loss \d\.\d{3}, accuracy 0\.\d{3}\n", capsys.readouterr().out)
 
-    tuned = torchvision_resnet18(1, 10)
+    tuned = TorchvisionResNet((2, 2, 2, 2), 1, 10, "imagenet")
     tuned.load_state_dict(load_file("tuned.safetensors"))
     assert tuned.bn1.num_batches_tracked == 2
     images = np.random.default_rng(0).random((4, 32, 32, 1), np.float32)

@@ -1,0 +1,106 @@
+"""The same six tasks in four libraries: lines of code, and whether they run.
+
+``python -m benchmarks.ease`` prints the table of ``docs/comparison.md``. A library that this
+interpreter lacks runs with another: ``--python keras_hub=PATH flaxmodels=PATH``.
+
+A line is a line of code as ``ruff format`` lays it out, imports included; comments, blank lines and
+the checks do not count. Statements, in brackets, depend on no layout.
+"""
+
+import argparse
+import ast
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from tests.torch_reference import TorchvisionResNet, randomise_norms
+
+HERE = Path(__file__).parent
+LIBRARIES = ("resnet_flax", "timm", "keras_hub", "flaxmodels")
+SECTIONS = re.compile(r"^# --- Task (\d): ([^\n]*)\.\n(.*?)^# --- Check\.$", re.M | re.S)
+
+
+class Task(NamedTuple):
+    """What one task takes in one library."""
+
+    name: str
+    lines: int
+    statements: int
+
+
+def count(library: str) -> list[Task]:
+    """Lines and statements of the six tasks' code."""
+    tasks = []
+    for number, name, code in SECTIONS.findall((HERE / f"{library}_tasks.py").read_text()):
+        lines = [line for line in code.splitlines() if line and not line.startswith("#")]
+        statements = sum(isinstance(node, ast.stmt) for node in ast.walk(ast.parse(code)))
+        tasks.append(Task(f"{number}. {name}", len(lines), statements))
+    return tasks
+
+
+def table() -> str:
+    """The table of lines and, in brackets, statements, in Markdown."""
+    tasks = {library: count(library) for library in LIBRARIES}
+    rows = [["task", *LIBRARIES], ["---"] * (1 + len(LIBRARIES))]
+    for row in zip(*tasks.values(), strict=True):
+        rows.append([row[0].name, *(f"{task.lines} ({task.statements})" for task in row)])
+    sums = ([sum(task[i] for task in each) for i in (1, 2)] for each in tasks.values())
+    rows.append(["together", *(f"{lines} ({statements})" for lines, statements in sums)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def make_given(folder: Path) -> None:
+    """Random weights under torchvision's names, images, and what PyTorch makes of both."""
+    torch.manual_seed(0)
+    network = randomise_norms(TorchvisionResNet((2, 2, 2, 2), 3, 1000, "imagenet")).eval()
+    save_file(network.state_dict(), folder / "resnet18.safetensors")
+    images = torch.rand(8, 3, 64, 64)
+    expected = {"colour": images.permute(0, 2, 3, 1).numpy()}
+
+    def keep(name: str, output: torch.Tensor) -> None:
+        expected[name] = output.permute(0, 2, 3, 1).numpy()
+
+    for stage in (1, 2, 3, 4):
+        layer = network.get_submodule(f"layer{stage}")
+        layer.register_forward_hook(lambda _, inputs, out, stage=stage: keep(f"stage{stage}", out))
+    with torch.no_grad():
+        expected["logits"] = network(images).numpy()
+    np.savez(folder / "expected.npz", **expected)  # type: ignore[arg-type]
+
+
+def run(library: str, python: str, folder: Path) -> str:
+    """Runs a library's script; returns which tasks it did, or why it stopped."""
+    command = [python, "-m", f"benchmarks.ease.{library}_tasks", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    passed = re.findall(r"^(\d) ok$", done.stdout, re.M)
+    if done.returncode == 0 and len(passed) == 6:
+        return "all run"
+    reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    return f"{len(passed)} run; then {reason}"
+
+
+def main() -> None:
+    """Prints the table, and how each script fared."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--python", nargs="*", default=[], metavar="LIBRARY=PATH")
+    pythons = dict(each.split("=") for each in parser.parse_args().python)
+
+    print(table())
+    with tempfile.TemporaryDirectory() as folder:
+        make_given(Path(folder))
+        for library in LIBRARIES:
+            python = pythons.get(library, sys.executable)
+            print(f"{library}: {run(library, python, Path(folder))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
