@@ -40,6 +40,8 @@ def train(config: TrainConfig, interruption: Interruption) -> None:
     progress = Progress(config)
 
     train_data, test_data = load_fashion_mnist(config.data_dir, report=progress.say)
+    if config.validation_examples:
+        train_data, test_data = train_data.hold_out(config.validation_examples)
     train_data = train_data.take(config.train_examples)
     test_data = test_data.take(config.test_examples)
 

@@ -38,13 +38,13 @@ def resnet_flax(options: argparse.Namespace, data: Dataset) -> Contender:
     placed = Images.place(data.images, data.labels)
     model = build_model(options.model, dtype=options.dtype)
     state = create_train_state(model, optax.sgd(0.05), placed, 0)
-    step = compile_train_steps(state, placed, {options.batch_size}, image_size=size)
-    compiled = step[options.batch_size]
+    shape = (1, options.batch_size)
+    compiled = compile_train_steps(state, placed, {shape}, image_size=size)[shape]
 
     def train(indices: np.ndarray) -> float:
         nonlocal state
         start = time.perf_counter()
-        state, metrics = compiled(state, Metrics.empty(), placed, indices)
+        state, metrics = compiled(state, Metrics.empty(), placed, indices[None])
         assert np.isfinite(metrics.loss)
         return time.perf_counter() - start
 

@@ -37,8 +37,9 @@ def count_all_reduces(model_name: str, image_size: int) -> list[int]:
     state = create_train_state(model, optax.sgd(0.05), Images.place(images, labels), 0)
     data = Images.place(images, labels, mesh)
     state = replicate(state, mesh)
-    steps = compile_train_steps(state, data, {DEVICES}, image_size=image_size, mesh=mesh)
-    program = steps[DEVICES].as_text()  # type: ignore[attr-defined]
+    shape = (1, DEVICES)
+    steps = compile_train_steps(state, data, {shape}, image_size=image_size, mesh=mesh)
+    program = steps[shape].as_text()  # type: ignore[attr-defined]
     sizes = []
     for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", program):
         arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)

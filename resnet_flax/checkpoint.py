@@ -5,8 +5,12 @@ background, and gives it its name when all of it is on the disk; the checksums o
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
+import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -46,7 +50,7 @@ BEST = BestN(
 )
 LARGEST_CONFIG = 1_000_000  # bytes
 SUMS = "SHA256SUMS"
-LARGEST_REST = 10_000_000  # bytes of a checkpoint beside its arrays
+LARGEST_REST = 4_000_000  # bytes of a checkpoint beside its arrays
 
 
 class RunFolder:
@@ -75,6 +79,8 @@ class RunFolder:
             return
         self.path = _resumed_folder(config) if config.resume else _new_folder(config)
         self._say = say
+        for name in ("absl", "asyncio"):  # what Orbax logs is told in a line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         with self._explained():
             (self.path / "checkpoints").mkdir(exist_ok=True)
             content = {**_as_json(config), "network": network}
@@ -116,9 +122,10 @@ class RunFolder:
         if self._first:
             with self._explained():
                 self._wait()
-            arrays = jax.tree.map(np.array, serialization.to_state_dict(state))
             key = int(state.step) + len(position.results)  # counts steps and evaluations
-            self._pending = self._thread.submit(self._save, key, arrays, position)
+            if key not in self._checkpoints.all_steps():
+                arrays = jax.tree.map(np.array, serialization.to_state_dict(state))
+                self._pending = self._thread.submit(self._save, key, arrays, position)
 
     def restore(self, state: TrainState) -> tuple[TrainState, Position]:
         """Returns the newest whole checkpoint, or ``state`` at the run's beginning without any.
@@ -142,6 +149,10 @@ class RunFolder:
 
     def _save(self, key: int, arrays: Any, position: Position) -> None:
         tested = position.results and position.steps == 0
+        # Asked before, since a disk that fills up under Orbax has it print one traceback an array.
+        size = sum(array.nbytes for array in jax.tree.leaves(arrays))
+        if shutil.disk_usage(self.path).free < 2 * size + LARGEST_REST:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._checkpoints.save(
             key,
             args=ocp.args.Composite(
@@ -157,23 +168,27 @@ class RunFolder:
         _write(self.path / "metrics.jsonl", "".join(rows))
 
     def _newest(self, arrays: Any) -> tuple[Any, Position]:
-        damaged = []
-        for key in sorted(self._checkpoints.all_steps(), reverse=True):
+        keys = sorted(self._checkpoints.all_steps(), reverse=True)
+        found, useless, damaged = None, [], False
+        for key in keys:
             try:
                 found = self._read(key, arrays)
+                break
             except Exception as error:  # Orbax and TensorStore raise errors of many kinds
-                damaged.append(key)
+                useless.append(key)
+                if key == keys[0] and not (self.path / "checkpoints" / str(key) / SUMS).exists():
+                    self._say(f"checkpoint {key} is unfinished")  # killed before its last file
+                    continue
+                damaged = True
                 self._say(f"checkpoint {key} is damaged ({one_line(error)[:200]})")
-                continue
-            for each in damaged:  # they would stand in the way of new ones
-                self._checkpoints.delete(each)
-            return found
-        if damaged:
+        if damaged and not found:
             raise InputError(
                 f"cannot resume {self.path}: all its checkpoints are damaged; "
                 "start a new run, or restore the folder from a copy"
             )
-        return arrays, Position()
+        for key in useless:  # they would stand in the way of new ones
+            self._checkpoints.delete(key)
+        return found or (arrays, Position())
 
     def _read(self, key: int, arrays: Any) -> tuple[Any, Position]:
         """Reads a checkpoint; raises whatever is wrong with it, before much memory is taken."""

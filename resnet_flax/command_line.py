@@ -25,7 +25,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with code 2."""
-        word = message.rpartition("unrecognized arguments: ")[2].split()[0]
+        message = " ".join(message.split())  # an argument may hold line breaks
+        word = message.rpartition("unrecognized arguments: ")[2].partition(" ")[0]
         near = difflib.get_close_matches(word, self._option_string_actions, n=1)
         hint = f"did you mean {near[0]}?" if near and "unrecognized" in message else "see --help"
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}; {hint}\n")
@@ -73,6 +74,8 @@ def run_command(command: Callable[[], None]) -> int:
         return _report(f"error: {error}", BAD_INPUT)
     except TrainingError as error:
         return _report(f"failed: {error}", FAILED)
+    except OSError as error:  # such as a full disk, wherever it shows
+        return _report(f"failed: {error}", FAILED)
     except Interrupted as stop:
         resume = [*sys.argv, *(() if "--resume" in sys.argv else ("--resume",))]
         mend = f"{stop.saved}; go on with: python {shlex.join(resume)}"
@@ -85,7 +88,7 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 def _report(message: str, code: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    print(Path(sys.argv[0]).name + ":", *message.split(), file=sys.stderr)  # on one line
     return code
 
 

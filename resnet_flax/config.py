@@ -68,6 +68,12 @@ class TrainConfig:
     test_examples: int | None = _option(
         "test on the first N images only (default: all 10000)", None, at_least=1
     )
+    validation_examples: int | None = _option(
+        "for choices that must not see the test set: keep the last N training images out of "
+        "training, and test on them instead",
+        None,
+        at_least=1,
+    )
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):

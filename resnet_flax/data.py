@@ -66,6 +66,17 @@ class Dataset:
             raise InputError(f"cannot take the first {count} of {len(self)} examples")
         return Dataset(self.images[:count], self.labels[:count])
 
+    def hold_out(self, count: int) -> "tuple[Dataset, Dataset]":
+        """Returns the first examples and the last `count`, for choices made while training.
+
+        Raises:
+            InputError: if none would be left to train on.
+        """
+        if not 1 <= count < len(self):
+            raise InputError(f"cannot hold out {count} of {len(self)} examples")
+        held = Dataset(self.images[-count:], self.labels[-count:])
+        return self.take(len(self) - count), held
+
 
 def load_fashion_mnist(
     data_dir: Path | None = None, *, report: Callable[[str], None] = lambda line: None

@@ -19,7 +19,7 @@ from resnet_flax.progress import Progress
 from resnet_flax.recipes import Recipe
 from resnet_flax.sharding import any_process, replicate, split_batch
 from resnet_flax.training import (
-    CompiledStep,
+    CompiledSteps,
     Images,
     TrainState,
     compile_train_steps,
@@ -27,8 +27,12 @@ from resnet_flax.training import (
 )
 
 Save = Callable[[TrainState, Position], None]
-# Several processes ask each other this often, in steps, whether to save or to stop.
-STEPS_BETWEEN_AGREEMENTS = 8
+# An accelerator gets several steps at once, so that it need not wait for the host; a CPU loses its
+# quick convolutions by that.
+STEPS_AT_ONCE = {"cpu": 1}
+STEPS_AT_ONCE_ON_ACCELERATORS = 8
+# Several processes ask each other this often, in calls, whether to save or to stop.
+CALLS_BETWEEN_AGREEMENTS = 8
 
 
 class Job(NamedTuple):
@@ -84,11 +88,13 @@ def fit(
     if position.epoch > job.epochs:
         return state, position
     sizes = [len(indices) for indices in job.batches(1)]
+    starts = {0, position.steps}
+    shapes = {each.shape for start in starts for each in stack_batches(job.batches(1)[start:])}
     with progress.compiling():
         steps = compile_train_steps(
             state,
             job.train_set,
-            set(sizes),
+            shapes,
             image_size=job.image_size,
             recipe=job.recipe,
             mesh=job.mesh,
@@ -127,7 +133,7 @@ def train_epoch(
     job: Job,
     state: TrainState,
     position: Position,
-    steps: Mapping[int, CompiledStep],
+    steps: Mapping[tuple[int, ...], CompiledSteps],
     on_step: Callable[[int, Metrics], None],
     *,
     save: Save,
@@ -139,7 +145,7 @@ def train_epoch(
         job: data and batches.
         state: donated to the first step.
         position: where the epoch begins, or goes on.
-        steps: the compiled step for each length of a batch.
+        steps: the compiled steps for each shape of `stack_batches`.
         on_step: called with the number of finished steps and their sums.
         save: called from time to time.
         interruption: read after each step.
@@ -158,20 +164,22 @@ def train_epoch(
         seconds = time.perf_counter() - started
         return position.replace(steps=steps, metrics=metrics, training_seconds=seconds)
 
-    for done in range(position.steps, len(batches)):
-        before, indices = metrics, batches[done]
-        state, metrics = steps[len(indices)](
+    done = position.steps
+    for call, indices in enumerate(stack_batches(batches[done:])):
+        before = metrics
+        state, metrics = steps[indices.shape](
             state, metrics, job.train_set, split_batch(indices, job.mesh)
         )
-        # Reading the step before this one leaves the device busy, with one step in flight.
+        # Reading the sums before this call leaves the device busy, with one call in flight.
         check_finite(before, position.epoch, done)
         on_step(done, before)
-        if jax.process_count() > 1 and done % STEPS_BETWEEN_AGREEMENTS:
+        done += len(indices)
+        if jax.process_count() > 1 and call % CALLS_BETWEEN_AGREEMENTS:
             continue
         due = time.perf_counter() - saved > job.seconds_between_checkpoints
         if any_process(due or interruption.requested is not None):
             saving = time.perf_counter()
-            here = reached(done + 1)
+            here = reached(done)
             stop_if_asked(state, here, save, interruption)
             save(state, here)
             saved = time.perf_counter()
@@ -179,6 +187,26 @@ def train_epoch(
     position = reached(len(batches))
     on_step(len(batches), metrics)
     return state, position
+
+
+def stack_batches(batches: list[np.ndarray]) -> list[np.ndarray]:
+    """Puts steps that run in one call together.
+
+    Args:
+        batches: (B,) each, all of one length but the last.
+
+    Returns:
+        (S, B) each, in the same order.
+    """
+    most = STEPS_AT_ONCE.get(jax.default_backend(), STEPS_AT_ONCE_ON_ACCELERATORS)
+    stacks = []
+    while batches:
+        together = batches[:most]
+        if len(together) < most or len({len(each) for each in together}) > 1:
+            together = together[:1]  # few shapes need few programs
+        stacks.append(np.stack(together))
+        batches = batches[len(together) :]
+    return stacks
 
 
 def check_finite(metrics: Metrics, epoch: int, steps: int) -> None:

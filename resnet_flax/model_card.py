@@ -10,7 +10,7 @@ from resnet_flax.scores import Scores, as_text
 # A run rewrites a card only while this line is in it.
 MARK = "# Written by resnet_flax at the end of a run. Delete this line to keep your own changes."
 FLAGS = ("model", "recipe", "epochs", "batch_size", "learning_rate", "image_size", "seed", "dtype")
-FLAGS_IF_SET = ("train_examples", "test_examples")
+FLAGS_IF_SET = ("train_examples", "test_examples", "validation_examples")
 
 MIRRORED = "(Each image's logits are averaged with its mirror image's.)\n"
 
@@ -30,7 +30,7 @@ model-index:
     dataset:
       name: Fashion-MNIST
       type: zalando-datasets/fashion_mnist
-      split: test
+      split: {split}
     metrics:
     - type: accuracy
       value: {accuracy:.4f}
@@ -41,11 +41,11 @@ model-index:
 A residual network in JAX and Flax, trained from scratch on Fashion-MNIST by resnet_flax. It tells
 {count} classes apart: {classes}.
 
-On {examples:,} test images its accuracy is **{accuracy:.4f}**, its cross-entropy {loss:.4f}, and
+On {examples:,} {split} images its accuracy is **{accuracy:.4f}**, its cross-entropy {loss:.4f}, and
 its expected calibration error (15 bins) {calibration_error:.4f}.
 {flip}
 
-![Test images with their true and predicted classes](predictions.png)
+![Images with their true and predicted classes](predictions.png)
 
 ## How to use it
 
@@ -99,12 +99,13 @@ def model_card(
         config: what the run was asked.
         network: what was trained.
         results: one for each epoch.
-        scores: on the test set.
+        scores: on the test set, or on the images kept out of training in its place.
 
     Returns:
         Markdown, with front matter in YAML.
     """
     height, width, channels = network.image_shape
+    split = "validation" if config.validation_examples else "test"
     epochs = [
         (row.epoch, *(f"{value:.3f}" for value in (row.loss, row.train_acc, row.test_acc)))
         for row in results
@@ -113,6 +114,7 @@ def model_card(
     return CARD.format(
         mark=MARK,
         name=f"{config.model}-fashion-mnist",
+        split=split,
         accuracy=scores.accuracy,
         loss=scores.loss,
         calibration_error=scores.calibration_error,
@@ -127,10 +129,7 @@ def model_card(
         ground=", light on dark" if network.dark_background and channels == 1 else "",
         layout="torchvision" if network.model.norm_shortcut else "D2L",
         flags=" ".join(f"{flag(name)} {getattr(config, name)}" for name in flags),
-        epochs=_table(
-            ("epoch", "training loss", "training accuracy", "test accuracy"),
-            epochs,
-        ),
+        epochs=_table(("epoch", "training loss", "training accuracy", f"{split} accuracy"), epochs),
         by_class=_table(
             ("class", "precision", "recall"),
             zip(

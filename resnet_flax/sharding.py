@@ -29,20 +29,21 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def split_batch(indices: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Gives each device its share of a batch.
+    """Gives each device its share of a batch, or of each of several.
 
     Args:
-        indices: (B,), the same in each process. If B is not a multiple of the number of devices,
-            every device gets the whole batch: right as well, but no quicker than one device.
+        indices: (..., B), the same in each process. If B is not a multiple of the number of
+            devices, every device gets the whole batch: right as well, but no quicker than one.
         mesh: from `data_mesh`.
     """
-    return _place(indices, batch_sharding(len(indices), mesh))
+    return _place(indices, batch_sharding(indices.shape, mesh))
 
 
-def batch_sharding(size: int, mesh: Mesh) -> NamedSharding:
-    """Where `split_batch` places a batch of that size."""
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where `split_batch` places batches of that shape."""
+    *outer, size = shape
     even = size % mesh.size == 0
-    return NamedSharding(mesh, PartitionSpec("data" if even else None))
+    return NamedSharding(mesh, PartitionSpec(*(None for _ in outer), "data" if even else None))
 
 
 def any_process(flag: bool) -> bool:

@@ -144,6 +144,35 @@ def train_step(
     return state, metrics.add(logits, losses, labels, jnp.ones_like(losses))
 
 
+def train_steps(
+    state: TrainState,
+    metrics: Metrics,
+    data: Images,
+    batches: jax.Array,
+    *,
+    image_size: int,
+    recipe: Recipe = D2L,
+) -> tuple[TrainState, Metrics]:
+    """Several calls of `train_step` as one program, so that the host need not start each.
+
+    Args:
+        state: see `train_step`.
+        metrics: see `train_step`.
+        data: see `train_step`.
+        batches: int32 (S, B), the samples of each step.
+        image_size: see `train_step`.
+        recipe: see `train_step`.
+    """
+    step = partial(train_step, image_size=image_size, recipe=recipe)
+    if len(batches) == 1:  # a CPU has no quick convolution inside a loop
+        return step(state, metrics, data, batches[0])
+
+    def next_step(reached: Any, indices: jax.Array) -> tuple[Any, None]:
+        return step(*reached, data, indices), None
+
+    return jax.lax.scan(next_step, (state, metrics), batches)[0]
+
+
 @partial(jax.jit, static_argnames=("image_size", "flip"))
 def eval_step(
     state: TrainState,
@@ -229,37 +258,37 @@ def check_batches(batches: list[np.ndarray], image_size: int) -> None:
         )
 
 
-CompiledStep = Callable[..., tuple[TrainState, Metrics]]
+CompiledSteps = Callable[..., tuple[TrainState, Metrics]]
 
 
 def compile_train_steps(
     state: TrainState,
     data: Images,
-    batch_sizes: set[int],
+    shapes: set[tuple[int, ...]],
     *,
     image_size: int,
     recipe: Recipe = D2L,
     mesh: Mesh | None = None,
-) -> Mapping[int, CompiledStep]:
-    """Compiles `train_step` ahead of time for each batch size, so that no epoch pays for it.
+) -> Mapping[tuple[int, ...], CompiledSteps]:
+    """Compiles `train_steps` ahead of time for each shape, so that no epoch pays for it.
 
     Args:
         state: placed on the mesh, as is ``data``.
         data: the training set.
-        batch_sizes: numbers of images.
+        shapes: of the batches, (S, B): steps in a call, and images in a step.
         image_size: see `train_step`.
         recipe: see `train_step`.
         mesh: the devices; all by default.
     """
     mesh = mesh or data_mesh()
-    step = jax.jit(
-        partial(train_step, image_size=image_size, recipe=recipe),
+    steps = jax.jit(
+        partial(train_steps, image_size=image_size, recipe=recipe),
         donate_argnums=0,
         out_shardings=replicated(mesh),  # left to itself, the compiler might split the state
     )
     metrics = replicate(Metrics.empty(), mesh)
     compiled = {}
-    for size in sorted(batch_sizes):
-        indices = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch_sharding(size, mesh))
-        compiled[size] = step.lower(state, metrics, data, indices).compile()
+    for shape in sorted(shapes):
+        batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(shape, mesh))
+        compiled[shape] = steps.lower(state, metrics, data, batches).compile()
     return compiled

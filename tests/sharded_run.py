@@ -1,8 +1,9 @@
-"""Twenty steps in float64 on the devices of one process or of several; writes what came of it.
+"""Ten steps an epoch in float64, on the devices of one process or of several, and what came of it.
 
-``python -m tests.sharded_run RESULT.npz [COORDINATOR PROCESSES ID]``
+``python -m tests.sharded_run RESULT.npz EPOCHS [COORDINATOR PROCESSES ID]``
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -23,12 +24,13 @@ from resnet_flax.training import Images, create_train_state
 from tests.small_run import new_job
 
 
-def main(result: Path, coordinator: str | None = None, processes: str = "1", number: str = "0"):
-    config = TrainConfig(run_dir=result.with_suffix(".run"), resume=result.exists())
-    if coordinator:
-        config = TrainConfig(
-            run_dir=config.run_dir,
-            resume=config.resume,
+def main(result: Path, epochs: int, *others: str) -> None:
+    run = result.with_suffix(".run")
+    config = TrainConfig(run_dir=run, resume=run.exists())
+    if others:
+        coordinator, processes, number = others
+        config = dataclasses.replace(
+            config,
             coordinator=coordinator,
             num_processes=int(processes),
             process_id=int(number),
@@ -42,8 +44,9 @@ def main(result: Path, coordinator: str | None = None, processes: str = "1", num
     labels = generator.integers(0, 10, 150).astype(np.int32)
     data = Images.place(images, labels, mesh)
     # 16 images are shared by 2, 4 or 8 devices; of the last batch's 6, each device gets all.
-    job = new_job(data, 16, epochs=2, mesh=mesh)
-    model = ResNet((1, 1), stem="cifar", num_classes=10, dtype=np.float64, param_dtype=np.float64)
+    job = new_job(data, 16, epochs=epochs, mesh=mesh)
+    dtypes = {"dtype": np.float64, "param_dtype": np.float64}
+    model = ResNet((1, 1), stem="cifar", num_classes=10, channels=8, **dtypes)
     optimizer = optax.sgd(0.05, momentum=0.9)
     state = create_train_state(model, optimizer, Images.place(images, labels), 0)
     with RunFolder(config) as folder:
@@ -56,7 +59,7 @@ def main(result: Path, coordinator: str | None = None, processes: str = "1", num
             save=folder.save,
             interruption=Interruption(),
         )
-    assert int(state.step) == 20
+    assert int(state.step) == 10 * epochs
     if jax.process_index() == 0:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
         figures = [(row.loss, row.train_acc, row.test_acc) for row in position.results]
@@ -64,4 +67,4 @@ def main(result: Path, coordinator: str | None = None, processes: str = "1", num
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

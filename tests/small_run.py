@@ -3,22 +3,23 @@
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
 from resnet_flax.data import shuffled_batches
 from resnet_flax.interruption import Interruption
-from resnet_flax.loop import Job, train_epoch
+from resnet_flax.loop import Job, stack_batches, train_epoch
 from resnet_flax.metrics import EpochResult, Metrics
 from resnet_flax.model import ResNet
 from resnet_flax.position import Position
 from resnet_flax.recipes import RECIPES, Recipe
 from resnet_flax.sharding import data_mesh
-from resnet_flax.training import Images, TrainState, create_train_state, train_step
+from resnet_flax.training import Images, TrainState, create_train_state, train_steps
 
-MODEL = ResNet((1,), stem="cifar", num_classes=10)
+MODEL = ResNet((1,), stem="cifar", num_classes=10, channels=8)  # few compile quickly
 IMAGE_SIZE = 8
-STEP = partial(train_step, image_size=IMAGE_SIZE)
+STEPS = jax.jit(partial(train_steps, image_size=IMAGE_SIZE), donate_argnums=0)
 
 
 def random_data(count: int, seed: int = 0) -> Images:
@@ -58,7 +59,8 @@ def run_epoch(
         job,
         state,
         Position(results),
-        dict.fromkeys((len(batch) for batch in job.batches(epoch)), STEP),  # jit keeps it compiled
+        # jit keeps them compiled.
+        dict.fromkeys((each.shape for each in stack_batches(job.batches(epoch))), STEPS),
         on_step=lambda *_: None,
         save=lambda *_: None,
         interruption=Interruption(),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from resnet_flax.checkpoint import RunFolder
@@ -60,6 +60,9 @@ def check(code: int | str | None, said: str) -> None:
 
 @settings(max_examples=600, **FIXTURES)
 @given(arguments=ARGUMENTS)
+@example(arguments=[""])
+@example(arguments=["line\nbreak"])
+@example(arguments=["--run-dir", "line\nbreak", "--epochs", "0"])
 def test_flags(arguments):
     check(*outcome(lambda: parse_config(arguments)))
 

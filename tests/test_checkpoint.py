@@ -116,7 +116,8 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path, damage):
         assert position.steps == 1
         folder.save(states[2], MIDDLE)  # the damaged one is not in its way
     assert len(said) == 1
-    assert f"checkpoint {newest.name} is damaged" in said[0]
+    state = "unfinished" if damage == "unfinished" else "damaged"
+    assert f"checkpoint {newest.name} is {state}" in said[0]
     with RunFolder(config) as folder:
         restored, _ = folder.restore(new_state(random_data(16), seed=9))
         chex.assert_trees_all_equal(restored.params, states[2].params)
@@ -133,6 +134,24 @@ def test_it_does_not_start_anew_when_all_are_damaged(tmp_path):
     ):
         folder.restore(new_state(random_data(2)))
     assert len(said) == len(checkpoints(tmp_path)) == 2
+
+
+def test_a_first_checkpoint_that_was_not_finished_is_as_none(tmp_path):
+    config, _ = saved_run(tmp_path)
+    (checkpoints(tmp_path)[0] / "SHA256SUMS").unlink()
+    said = []
+    with RunFolder(config, said.append) as folder:
+        assert folder.restore(new_state(random_data(2)))[1] == Position()
+    assert said == ["checkpoint 3 is unfinished"]
+    assert checkpoints(tmp_path) == []
+
+
+def test_the_same_place_is_saved_once(tmp_path):
+    config, (state,) = saved_run(tmp_path)
+    with RunFolder(config) as folder:
+        folder.save(state, MIDDLE.replace(steps=0))
+        folder.save(state, MIDDLE.replace(steps=0))
+    assert len(checkpoints(tmp_path)) == 1
 
 
 def test_other_arrays_are_refused_before_they_are_read(tmp_path):

@@ -22,7 +22,7 @@ def test_every_flag_reaches_its_field():
         "--epochs 3 --batch-size 64 --learning-rate 0.1 --image-size 28 --model resnet50 "
         "--recipe d2l --seed 7 --dtype bfloat16 --data-dir a --run-dir b --resume "
         "--train-examples 100 --test-examples 50 --checkpoint-seconds 5 --deterministic "
-        "--coordinator host:1 --num-processes 2 --process-id 1".split()
+        "--coordinator host:1 --num-processes 2 --process-id 1 --validation-examples 9".split()
     )
     default = TrainConfig()
     unchanged = [
@@ -107,6 +107,7 @@ def test_malformed_flags_end_in_one_line_and_code_2(arguments, words, capsys):
     [
         (InputError("no such thing"), 2, "error: no such thing"),
         (TrainingError("the loss is nan"), 1, "failed: the loss is nan"),
+        (OSError(28, "No space left", "a.png"), 1, "failed: [Errno 28] No space left: 'a.png'"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Interrupted(signal.SIGINT), 130, "interrupted: nothing was lost"),
         (Interrupted(signal.SIGTERM, "epoch 1, step 2 is saved"), 143, "is saved; go on with: "),

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from resnet_flax import loop
 from resnet_flax.config import TrainConfig
 from resnet_flax.errors import TrainingError
 from resnet_flax.interruption import Interrupted, Interruption
-from resnet_flax.loop import fit
+from resnet_flax.loop import fit, stack_batches
 from resnet_flax.position import Position
 from resnet_flax.progress import Progress
 from resnet_flax.recipes import RECIPES, build_optimizer
@@ -137,3 +138,14 @@ def test_a_finished_run_is_left_alone(undisturbed):
     again = run(undisturbed.state, undisturbed.position)
     assert again.saved == []
     check_same_end(again, undisturbed)
+
+
+def test_an_accelerator_gets_several_steps_at_once(monkeypatch):
+    batches = [np.arange(8), np.arange(8), np.arange(8), np.arange(8), np.arange(8), np.arange(3)]
+    assert [each.shape for each in stack_batches(batches)] == [(1, 8)] * 5 + [(1, 3)]
+    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 2})
+    assert [each.shape for each in stack_batches(batches)] == [(2, 8)] * 2 + [(1, 8), (1, 3)]
+    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 5})
+    assert [each.shape for each in stack_batches(batches)] == [(5, 8), (1, 3)]
+    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 6})
+    assert [each.shape for each in stack_batches(batches)] == [(1, 8)] * 5 + [(1, 3)]

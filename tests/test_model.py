@@ -72,23 +72,23 @@ def test_stage_shapes(block, features, first_block):
 
 
 def test_feature_maps_and_pooled_features():
-    model = resnet18(num_classes=0)
+    model = resnet18(num_classes=0, channels=8)
     images = jnp.ones((2, 64, 64, 1))
     variables = jax.jit(model.init)(KEY, images)
     assert "fc" not in variables["params"]
     maps = model.apply(variables, images, features=True)
     assert [m.shape for m in maps] == [
-        (2, 16, 16, 64),
-        (2, 8, 8, 128),
-        (2, 4, 4, 256),
-        (2, 2, 2, 512),
+        (2, 16, 16, 8),
+        (2, 8, 8, 16),
+        (2, 4, 4, 32),
+        (2, 2, 2, 64),
     ]
     pooled = model.apply(variables, images)
     np.testing.assert_allclose(pooled, maps[-1].mean((1, 2)), rtol=1e-5, atol=1e-6)
 
 
 def small(**fields) -> ResNet:
-    return ResNet((1, 1), **{"stem": "cifar", **fields})
+    return ResNet((1, 1), **{"stem": "cifar", "channels": 8, **fields})
 
 
 def test_training_updates_statistics_and_evaluation_does_not():

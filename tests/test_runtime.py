@@ -100,3 +100,29 @@ def test_compiled_programs_are_kept_in_a_private_folder(tmp_path):
     assert folder(JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == str(tmp_path)
     (tmp_path / "file").write_text("")
     assert folder(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems' allocators have no such setting"
+)
+def test_freed_memory_is_kept_for_the_next_step():
+    program = """
+import resource
+import numpy as np
+from resnet_flax.runtime import configure_runtime
+configure_runtime()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(50_000_000)  # 400 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env={name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(process.stdout) < 100  # of 97,656 pages; 191 huge ones

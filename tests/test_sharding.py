@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def start(result: Path, devices: int, *processes: str) -> subprocess.Popen[str]:
+def start(result: Path, devices: int, *processes: str, epochs: int = 2) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.sharded_run", result, *processes],
+        [sys.executable, "-m", "tests.sharded_run", result, str(epochs), *processes],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
@@ -65,3 +65,11 @@ def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, one_device
         "config.json",
         "metrics.jsonl",
     ]
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path, one_device):
+    result = tmp_path / "changing.npz"
+    finish(start(result, 8, epochs=1))
+    address = coordinator()
+    finish(*(start(result, 1, address, "2", str(number)) for number in range(2)))
+    check_same(result, one_device, 2)

@@ -17,7 +17,7 @@ from resnet_flax.training import (
     evaluate,
     train_step,
 )
-from tests.small_run import IMAGE_SIZE, MODEL, new_state, random_data, run_epoch
+from tests.small_run import IMAGE_SIZE, MODEL, STEPS, new_state, random_data, run_epoch
 
 
 def test_a_step_is_sgd_on_the_mean_cross_entropy():
@@ -55,8 +55,8 @@ def test_the_state_is_immutable_and_donated():
 
 def test_training_learns_what_it_sees():
     data = random_data(32)
-    state = new_state(data, optax.sgd(0.1))
-    for epoch in range(1, 41):
+    state = new_state(data, optax.sgd(0.5))
+    for epoch in range(1, 121):
         state, metrics = run_epoch(state, data, 32, epoch)
     assert metrics.accuracy > 0.9
     assert metrics.loss < 0.7
@@ -144,3 +144,15 @@ def test_labels_out_of_range_cannot_arise_from_the_data(fashion_mnist):
     for dataset in fashion_mnist:
         assert set(np.unique(dataset.labels)) == set(range(10))
         assert Images.place(dataset.images, dataset.labels).images.dtype == jnp.uint8
+
+
+def test_several_steps_at_once_are_the_same_steps():
+    data = random_data(24)
+    batches = np.arange(24, dtype=np.int32).reshape(3, 8)
+    together, sums = STEPS(new_state(data), Metrics.empty(), data, batches)
+    state, metrics = new_state(data), Metrics.empty()
+    for indices in batches:
+        state, metrics = train_step(state, metrics, data, indices, image_size=IMAGE_SIZE)
+    assert int(together.step) == 3
+    chex.assert_trees_all_close(together.variables, state.variables, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(sums, metrics, rtol=1e-5)
