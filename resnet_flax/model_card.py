@@ -41,7 +41,7 @@ model-index:
     dataset:
       name: {yaml_title}
       type: {hub_name}
-      split: test
+      split: {split}
     metrics:
     - type: accuracy
       value: {accuracy:.4f}
@@ -52,11 +52,11 @@ model-index:
 A residual network in JAX and Flax, {origin} on {title} by resnet_flax. It tells {count} classes
 apart: {classes}.
 
-On {examples:,} test images its accuracy is **{accuracy:.4f}**, its cross-entropy {loss:.4f}, and
+On {examples:,} {split} images its accuracy is **{accuracy:.4f}**, its cross-entropy {loss:.4f}, and
 its expected calibration error (15 bins) {calibration_error:.4f}.
 {flip}
 
-![Test images with their true and predicted classes](predictions.png)
+![Images with their true and predicted classes](predictions.png)
 
 ## How to use it
 
@@ -110,12 +110,13 @@ def model_card(
         config: what the run was asked.
         network: what was trained.
         results: one for each epoch.
-        scores: on the test set.
+        scores: on the test set, or on the images kept out of training in its place.
 
     Returns:
         Markdown, with front matter in YAML.
     """
     height, width, channels = network.image_shape
+    split = "validation" if config.validation_examples else "test"
     epochs = [
         (row.epoch, *(f"{value:.3f}" for value in (row.loss, row.train_acc, row.test_acc)))
         for row in results
@@ -135,6 +136,7 @@ def model_card(
         hub_name=hub_name,
         license=license,
         origin=f"fine-tuned from {config.init.name}" if config.init else "trained from scratch",
+        split=split,
         accuracy=scores.accuracy,
         loss=scores.loss,
         calibration_error=scores.calibration_error,
@@ -149,10 +151,7 @@ def model_card(
         ground=", light on dark" if network.dark_background and channels == 1 else "",
         layout="torchvision" if network.model.norm_shortcut else "D2L",
         flags=" ".join(f"{flag(each)} {getattr(config, each)}" for each in [*FLAGS, *changed]),
-        epochs=_table(
-            ("epoch", "training loss", "training accuracy", "test accuracy"),
-            epochs,
-        ),
+        epochs=_table(("epoch", "training loss", "training accuracy", f"{split} accuracy"), epochs),
         by_class=_table(
             ("class", "precision", "recall"),
             zip(

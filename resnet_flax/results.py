@@ -9,7 +9,6 @@ import numpy as np
 
 from resnet_flax.config import TrainConfig
 from resnet_flax.data import Dataset
-from resnet_flax.errors import TrainingError
 from resnet_flax.inference import compute_logits
 from resnet_flax.metrics import EpochResult
 from resnet_flax.model_card import MARK, model_card
@@ -39,7 +38,7 @@ def write_results(
 
     Raises:
         InputError: when the weights cannot be written.
-        TrainingError: when anything else cannot.
+        OSError: when anything else cannot.
     """
     # On the host: of several processes the first alone is here, and computes with its own devices.
     variables = jax.tree.map(np.asarray, variables)
@@ -49,12 +48,9 @@ def write_results(
     images, labels, classes = test_data.images, test_data.labels, network.classes
     logits = compute_logits(network, variables, images)
     scores, probabilities = score(logits, labels), softmax(logits)
-    try:
-        plot_confusion(scores.confusion, classes, folder / "confusion.png")
-        plot_predictions(images, labels, logits.argmax(-1), classes, folder / "predictions.png")
-        plot_mistakes(images, labels, probabilities, classes, folder / "mistakes.png")
-        card = folder / "README.md"
-        if not card.exists() or MARK in card.read_text():
-            card.write_text(model_card(config, network, results, scores))
-    except OSError as error:
-        raise TrainingError(f"cannot write to {folder}: {error.strerror}") from error
+    plot_confusion(scores.confusion, classes, folder / "confusion.png")
+    plot_predictions(images, labels, logits.argmax(-1), classes, folder / "predictions.png")
+    plot_mistakes(images, labels, probabilities, classes, folder / "mistakes.png")
+    card = folder / "README.md"
+    if not card.exists() or MARK in card.read_text():
+        card.write_text(model_card(config, network, results, scores))

@@ -10,7 +10,6 @@ from PIL import Image
 
 from resnet_flax import results
 from resnet_flax.config import TrainConfig
-from resnet_flax.errors import TrainingError
 from resnet_flax.evaluate import evaluate
 from resnet_flax.model_card import MARK
 from resnet_flax.results import write_results
@@ -105,13 +104,15 @@ def test_a_card_that_someone_changed_is_kept(shared_run, tmp_path, monkeypatch):
     assert (folder / "README.md").read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_written(shared_run, tmp_path):
-    folder = shutil.copytree(shared_run.folder, tmp_path / "run")
-    (folder / "confusion.png").unlink()
-    (folder / "confusion.png").mkdir()
-    config = TrainConfig(run_dir=folder, image_size=28)
-    with pytest.raises(TrainingError, match=r"cannot write to .*: Is a directory"):
-        write_results(folder, config, *shared_run[1:], RESULTS)
+def test_a_card_of_validation_says_so(shared_run, tmp_path, monkeypatch):
+    draw_nothing(monkeypatch)
+    config = TrainConfig(run_dir=tmp_path, image_size=28, validation_examples=60)
+    write_results(tmp_path, config, *shared_run[1:], RESULTS)
+    card = (tmp_path / "README.md").read_text()
+    assert "On 60 validation images" in card
+    assert "split: validation\n" in card
+    assert "--validation-examples 60\n" in card
+    assert "test" not in card.replace("--test", "")
 
 
 def test_the_configuration_describes_the_network(shared_run):
