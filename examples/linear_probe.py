@@ -7,6 +7,7 @@ same for the untrained network and for the pixels themselves. It takes a minute 
 
 import argparse
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -51,12 +52,17 @@ def pooled_features(model: ResNet, state: TrainState, data: Dataset) -> jax.Arra
     params = {name: leaf for name, leaf in state.variables["params"].items() if name != "fc"}
     extract = jax.jit(partial(trunk.apply, {**state.variables, "params": params}))
     parts = np.array_split(data.images, max(1, len(data) // 500))
-    return jnp.concatenate([extract(prepare_images(part, RECIPE.image_size)) for part in parts])
+    return jnp.concatenate([extract(scaled(part)) for part in parts])
 
 
 def pixels(data: Dataset) -> jax.Array:
     """(N, 784): the images themselves."""
-    return prepare_images(data.images, RECIPE.image_size).reshape(len(data), -1)
+    return scaled(data.images).reshape(len(data), -1)
+
+
+def scaled(images: np.ndarray) -> jax.Array:
+    """Images as the network takes them: float32 in [0, 1]."""
+    return prepare_images(jnp.asarray(images), RECIPE.image_size)
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -110,7 +116,7 @@ def main() -> None:
         train_data.take(options.train_examples), options.epochs
     )
 
-    extractors = {
+    extractors: dict[str, Callable[[Dataset], jax.Array]] = {
         "pixels": pixels,
         "random features": partial(pooled_features, model, untrained),
         "trained features": partial(pooled_features, model, trained),

@@ -52,8 +52,11 @@ def table() -> str:
     rows = [["task", *LIBRARIES], ["---"] * (1 + len(LIBRARIES))]
     for row in zip(*tasks.values(), strict=True):
         rows.append([row[0].name, *(f"{task.lines} ({task.statements})" for task in row)])
-    sums = ([sum(task[i] for task in each) for i in (1, 2)] for each in tasks.values())
-    rows.append(["together", *(f"{lines} ({statements})" for lines, statements in sums)])
+    sums = [
+        f"{sum(task.lines for task in each)} ({sum(task.statements for task in each)})"
+        for each in tasks.values()
+    ]
+    rows.append(["together", *sums])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
