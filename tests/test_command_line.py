@@ -1,5 +1,6 @@
 import dataclasses
 import signal
+import sys
 
 import pytest
 
@@ -22,7 +23,8 @@ def test_every_flag_reaches_its_field():
         "--epochs 3 --batch-size 64 --learning-rate 0.1 --image-size 28 --model resnet50 "
         "--recipe d2l --seed 7 --dtype bfloat16 --data-dir a --run-dir b --resume "
         "--train-examples 100 --test-examples 50 --checkpoint-seconds 5 --deterministic "
-        "--coordinator host:1 --num-processes 2 --process-id 1 --validation-examples 9".split()
+        "--coordinator host:1 --num-processes 2 --process-id 1 --validation-examples 9 "
+        "--dataset cifar10 --flavour torchvision --init c --freeze-stages 2 --tensorboard".split()
     )
     default = TrainConfig()
     unchanged = [
@@ -72,6 +74,7 @@ def test_help_explains_every_flag_with_its_default(capsys):
         ("--learning-rate nan", "--learning-rate must be a positive number, not nan"),
         ("--seed -1", "--seed must be at least 0, not -1"),
         ("--train-examples 0", "--train-examples must be at least 1, not 0"),
+        ("--freeze-stages -1", "--freeze-stages must be at least 0, not -1"),
     ],
 )
 def test_values_out_of_range_name_the_flag(arguments, words):
@@ -123,6 +126,25 @@ def test_exit_codes(raised, code, words, capsys):
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == bool(raised)
+
+
+@pytest.mark.parametrize(
+    ("given", "again"),
+    [
+        (["a b/train.py", "--epochs", "3"], "python 'a b/train.py' --epochs 3 --resume"),
+        (["resnet-flax train", "--resume"], "resnet-flax train --resume"),
+    ],
+)
+def test_how_to_go_on_is_a_command_that_works(given, again, monkeypatch, capsys):
+    def command():
+        raise Interrupted(signal.SIGTERM, "epoch 1, step 2 is saved")
+
+    monkeypatch.setattr(sys, "argv", given)
+    run_command(command)
+    assert capsys.readouterr().err == (
+        f"{given[0].removeprefix('a b/')}: interrupted: epoch 1, step 2 is saved; "
+        f"go on with: {again}\n"
+    )
 
 
 def test_bugs_keep_their_traceback():

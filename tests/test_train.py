@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from resnet_flax.evaluate import evaluate
 from resnet_flax.pretrained import read_pretrained
+from tests.image_files import write_classes
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 SMALL = "--image-size 28 --batch-size 64 --train-examples 160 --test-examples 100".split()
@@ -162,6 +163,10 @@ def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, momen
         (["--run-dir", "file/run"], "cannot write the run folder file/run"),
         (["--resume"], "nothing to resume"),
         (["--data-dir", "file"], "file"),
+        (["--dataset", "folder:file"], "cannot read the images in file: Not a directory"),
+        (["--dataset", "cifar1O"], "did you mean cifar10?"),
+        (["--recipe", "fast", "--freeze-stages", "5"], "--freeze-stages must be at most 4, the"),
+        (["--recipe", "fast", "--init", "absent.safetensors"], "cannot read absent.safetensors"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(tmp_path, arguments, words, fashion_mnist):
@@ -174,6 +179,59 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(tmp_path, arguments, word
     assert "Traceback" not in process.stderr
     assert process.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture(scope="module")
+def own_data_runs(tmp_path_factory):
+    """A run on coloured images of three classes, and one that goes on from it with grey ones."""
+    folder = tmp_path_factory.mktemp("own")
+    write_classes(folder / "pets", ("cats", "dogs", "mice"), count=10)
+    write_classes(folder / "marks" / "train", count=8, size=(12, 9), mode="L")
+    write_classes(folder / "marks" / "test", count=4, size=(9, 12), mode="L")
+    flags = "--recipe fast --image-size 8 --batch-size 8".split()
+    pets = train(folder, *flags, *"--dataset folder:pets --epochs 1 --run-dir first".split())
+    init = "--init first/model.safetensors --freeze-stages 3 --tensorboard --epochs 2".split()
+    second = [*flags, "--dataset", "folder:marks", *init, "--run-dir", "second"]
+    return folder, pets, train(folder, *second), train(folder, *second, "--resume")
+
+
+def test_it_trains_on_a_folder_of_images(own_data_runs):
+    folder, process, *_ = own_data_runs
+    assert process.returncode == 0, process.stderr
+    assert re.search(CLOSING_LINES, process.stdout)
+    assert "pets has no test set of its own: 20% of each class, drawn with seed 0" in process.stderr
+    assert (
+        "folder:pets: 24 images to train on, 6 to test on; 8x8 pixels, coloured; 3 classes\n"
+        in process.stderr
+    )
+    weights = load_file(folder / "first" / "model.safetensors")
+    assert weights["conv1.weight"].shape == (32, 3, 3, 3)
+    assert weights["fc.weight"].shape[0] == 3
+
+
+def test_it_goes_on_from_other_weights_and_leaves_what_is_frozen(own_data_runs):
+    folder, _, process, _ = own_data_runs
+    assert process.returncode == 0, process.stderr
+    for line in (
+        "first/model.safetensors: stem: 3 input channels summed into one",
+        "first/model.safetensors: dense layer: drawn anew for 2 classes",
+        "folder:marks: 16 images to train on, 8 to test on; 8x8 pixels, grey; 2 classes",
+    ):
+        assert f"{line}\n" in process.stderr
+    before, after = (load_file(folder / run / "model.safetensors") for run in ("first", "second"))
+    kept = {name for name in before if before[name].tobytes() == after[name].tobytes()}
+    learnt = {name for name in before if "num_batches" not in name} - kept
+    assert {name.partition(".")[0] for name in learnt} == {"conv1", "layer3", "fc"}
+    assert {name.partition(".")[0] for name in kept} >= {"bn1", "layer1", "layer2"}
+    stem = before["conv1.weight"].astype("float64").sum(1, keepdims=True).astype("float32")
+    assert (after["conv1.weight"] == stem).all()
+
+
+def test_a_resumed_fine_tuning_ends_the_same(own_data_runs):
+    folder, _, process, again = own_data_runs
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == "".join(process.stdout.splitlines(keepends=True)[-2:])
+    assert len(list((folder / "second").glob("events.out.tfevents.*"))) == 1
 
 
 def test_no_data_and_no_network_is_one_line(tmp_path):
