@@ -1,9 +1,9 @@
 """The network as an ONNX graph, of the plain operators that every runtime optimises.
 
-Written here, since the exporter for JAX (jax2onnx) cannot stand beside this package: the releases
-that know JAX 0.10 ask for orbax-checkpoint < 0.11.37, and those that do not import what JAX 0.10
-has removed. The operators follow `resnet_flax.blocks` and `resnet_flax.model`; the program that
-calls this runs the graph, and compares.
+There is an exporter for JAX, jax2onnx, but none of its releases fits beside this package: 0.17.1
+asks for orbax-checkpoint < 0.11.37, and 0.13.0, the newest that does not, uses what JAX 0.10 has
+removed. So the operators are written out here, after `resnet_flax.blocks` and `resnet_flax.model`;
+who calls this runs the graph beside the network, and compares.
 """
 
 from typing import Any
