@@ -35,9 +35,9 @@ class Interrupted(BaseException):
 class Interruption:
     """Watches for the signals, in a ``with`` statement in the main thread.
 
-    Outside `deferred`, a signal raises `Interrupted` at once. Inside, it sets `requested`, and the
-    training loop stops at the next step. A second signal ends the process on the spot, and so does
-    the first when neither happens in time.
+    Outside `deferred` and `postponed`, a signal raises `Interrupted` at once. Inside `deferred`, it
+    sets `requested`, and the training loop stops at the next step. A second signal ends the process
+    on the spot, and so does the first when neither happens in time.
     """
 
     def __init__(self) -> None:
@@ -66,6 +66,14 @@ class Interruption:
             yield
         finally:
             self._deferred = False
+
+    @contextmanager
+    def postponed(self) -> Iterator[None]:
+        """Keeps the stop until the end of what must not be cut off in the middle."""
+        with self.deferred():
+            yield
+        if self.requested is not None:
+            raise Interrupted(self.requested)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.requested = signum

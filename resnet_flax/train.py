@@ -95,7 +95,8 @@ def train(config: TrainConfig, interruption: Interruption) -> None:
     with RunFolder(config, progress.say, network.as_json()) as folder:
         if jax.process_index() == 0:
             progress.say(f"run folder: {folder.path}")
-        state, position = folder.restore(state)
+        with interruption.postponed():  # Orbax, cut off while it reads, prints tracebacks
+            state, position = folder.restore(state)
         state = replicate(state, mesh)
 
         def save(state: TrainState, position: Position) -> None:

@@ -117,7 +117,7 @@ def test_damaged_checkpoints_are_left_behind(tmp_path, undisturbed):
     chance = random.Random(0)
     damaged = 0
     for run, _, _ in interrupted_runs(tmp_path, signal.SIGKILL, 10**6, seconds, expected):
-        folders = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
+        folders = [path.parent for path in (run / "checkpoints").glob("*/SHA256SUMS")]
         if len(folders) < 2:
             continue
         newest = max(folders, key=lambda path: int(path.name))
