@@ -52,7 +52,7 @@ def check_network_input(images: Any) -> None:
         )
     if isinstance(images, jax.core.Tracer) or not images.size:
         return
-    largest = float(abs(images).max())
+    largest = float(np.abs(np.asarray(images)).max())  # not traced where the images are not
     if largest > LARGEST_SCALED:
         warnings.warn(
             f"images should be in [0, 1], but a pixel is {largest:g}: divide them by 255",
@@ -87,7 +87,8 @@ def check_label_range(labels: Any, num_classes: int) -> None:
     Raises:
         ValueError: when one is not; the cross-entropy would silently be wrong.
     """
-    smallest, largest = int(labels.min()), int(labels.max())
+    labels = np.asarray(labels)
+    smallest, largest = labels.min(), labels.max()
     if smallest < 0 or largest >= num_classes:
         raise ValueError(
             f"labels must be in 0..{num_classes - 1} for {num_classes} classes, not in "

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Python handles a signal only between two of its own instructions; a compilation may keep it from
@@ -46,6 +46,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self._handlers = {each: signal.signal(each, self._handle) for each in SIGNALS}
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self._receiver, sender = socket.socketpair()
         sender.setblocking(False)
         self._sender, self._wakeup = sender, signal.set_wakeup_fd(sender.fileno())
@@ -54,6 +55,7 @@ class Interruption:
 
     def __exit__(self, *exception: object) -> None:
         signal.set_wakeup_fd(self._wakeup)
+        sys.unraisablehook = self._hook
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._sender.close()  # ends the watching thread
@@ -79,6 +81,12 @@ class Interruption:
         self.requested = signum
         if not self._deferred:
             raise Interrupted(signum)
+
+    def _unraisable(self, what: Any) -> None:
+        """Called where Python can raise no exception, as in a callback of its garbage collector."""
+        if isinstance(what.exc_value, Interrupted):
+            _exit("interrupted: nothing was lost", what.exc_value.signum)
+        self._hook(what)
 
     def _watch(self) -> None:
         """In a thread of its own: the C part of Python writes each signal's number at once."""

@@ -1,6 +1,8 @@
 """Where a signal stops a program at once, and where later."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -45,3 +47,19 @@ def test_without_a_signal_nothing_happens():
     with Interruption() as interruption, interruption.postponed():
         pass
     assert interruption.requested is None
+
+
+def test_a_signal_that_python_would_swallow_stops_too():
+    program = """
+import gc, signal
+from resnet_flax.interruption import Interruption
+gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGTERM))
+with Interruption():
+    gc.collect()
+    print("went on")
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert process.stdout == ""
+    assert process.stderr.endswith("interrupted: nothing was lost\n")
+    assert "Traceback" not in process.stderr
