@@ -70,6 +70,7 @@ def create_train_state(
     images: Images,
     seed: int,
     recipe: Recipe = D2L,
+    variables: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Initialises parameters and optimiser on the device.
 
@@ -77,15 +78,19 @@ def create_train_state(
         model: called as ``model(images, train=...)``.
         optimizer: any Optax optimiser.
         images: tells the number of channels; the initial values do not depend on the pixels.
-        seed: decides the initial parameters.
+        seed: decides the initial parameters, and what is random in training.
         recipe: decides whether parameters and statistics are averaged.
+        variables: parameters and statistics to start from instead, copied.
 
     Raises:
         ValueError: when a label is none of the model's classes.
     """
     if num_classes := getattr(model, "num_classes", 0):
         check_label_range(images.labels, num_classes)
-    variables = _initialize(model, seed, channels=images.images.shape[-1])
+    if variables is None:
+        variables = _initialize(model, seed, channels=images.images.shape[-1])
+    else:  # a step gives the state's buffers away; the caller keeps its own
+        variables = jax.tree.map(jnp.copy, dict(variables))
     state = TrainState.create(
         apply_fn=model.apply,
         params=variables["params"],

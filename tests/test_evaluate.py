@@ -15,7 +15,7 @@ from resnet_flax.datasets import Splits
 from resnet_flax.errors import InputError
 from resnet_flax.scores import calibration_error, score, softmax
 from resnet_flax.torch_weights import save_safetensors, to_torch
-from resnet_flax.training import Images, TrainState
+from resnet_flax.training import Images, create_train_state
 from tests.finished_run import new_network, new_variables, random_images
 
 NO, YES = [4.0, 0.0, 0.0], [0.0, 4.0, 0.0]
@@ -92,10 +92,8 @@ def test_large_logits_do_not_overflow():
 
 def test_it_agrees_with_the_evaluation_in_training(shared_run):
     _, network, variables, data = shared_run
-    state = TrainState.create(
-        apply_fn=network.model.apply, tx=optax.identity(), seed=np.uint32(0), **variables
-    )
     placed = Images.place(data.images, data.labels)
+    state = create_train_state(network.model, optax.identity(), placed, 0, variables=variables)
     expected = training.evaluate(state, placed, batch_size=16, image_size=28, flip=True)
     scores = evaluate.evaluate(network, variables, data)
     assert scores.accuracy == expected.accuracy

@@ -19,7 +19,7 @@ from resnet_flax.position import Position
 from resnet_flax.recipes import RECIPES, build_optimizer
 from resnet_flax.torch_keys import LAYOUTS
 from resnet_flax.torch_weights import save_safetensors, to_torch, variable_shapes
-from resnet_flax.training import Images, TrainState, train_step
+from resnet_flax.training import Images, TrainState, create_train_state, train_step
 
 FAST, D2L = RECIPES["fast"], RECIPES["d2l"]
 PARTS = ("stem", "layer1", "layer2")
@@ -49,13 +49,8 @@ def random_variables(model: ResNet, channels: int = 1, seed: int = 0) -> dict:
 
 def new_state(model: ResNet, channels: int = 1, seed: int = 0, recipe=D2L) -> TrainState:
     variables = random_variables(model, channels, seed)
-    return TrainState.create(
-        apply_fn=model.apply,
-        tx=freeze(build_optimizer(recipe, 0.1, 10), model),
-        seed=jnp.uint32(seed),
-        average=jax.tree.map(jnp.copy, variables) if recipe.average_decay else {},
-        **variables,
-    ).replace(step=jnp.int32(0))
+    optimizer = freeze(build_optimizer(recipe, 0.1, 10), model)
+    return create_train_state(model, optimizer, data(channels), seed, recipe, variables)
 
 
 @functools.cache

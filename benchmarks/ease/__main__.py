@@ -65,7 +65,7 @@ def make_given(folder: Path) -> None:
     torch.manual_seed(0)
     network = randomise_norms(TorchvisionResNet((2, 2, 2, 2), 3, 1000, "imagenet")).eval()
     save_file(network.state_dict(), folder / "resnet18.safetensors")
-    images = torch.rand(8, 3, 64, 64)
+    images = torch.randint(0, 256, (8, 3, 64, 64)) / 255
     expected = {"colour": images.permute(0, 2, 3, 1).numpy()}
 
     def keep(name: str, output: torch.Tensor) -> None:

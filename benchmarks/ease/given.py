@@ -20,6 +20,7 @@ random = np.random.default_rng(0)
 grey_bytes = random.integers(0, 256, (8, 64, 64, 1), dtype=np.uint8)
 grey = grey_bytes / np.float32(255)  # NHWC
 colour = EXPECTED["colour"]
+colour_bytes = np.rint(colour * 255).astype(np.uint8)
 labels = np.arange(8) % 4
 
 

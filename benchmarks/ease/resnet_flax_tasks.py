@@ -10,6 +10,7 @@ from benchmarks.ease.given import (
     check_step,
     check_tuned,
     colour,
+    colour_bytes,
     grey,
     grey_bytes,
     labels,
@@ -30,8 +31,7 @@ check_built(parameters)
 import numpy as np
 import optax
 
-from resnet_flax.metrics import Metrics
-from resnet_flax.training import Images, create_train_state, train_step
+from resnet_flax import Images, Metrics, create_train_state, train_step
 
 data = Images.place(grey_bytes, labels)
 state = create_train_state(model, optax.sgd(0.05), data, seed=0)
@@ -41,7 +41,7 @@ mean_before = variables["batch_stats"]["bn1"]["mean"]
 check_step(metrics.loss, mean_before, state.batch_stats["bn1"]["mean"])
 
 # --- Task 3: load torchvision's weights.
-from resnet_flax.torch_weights import from_torch, load_safetensors
+from resnet_flax import from_torch, load_safetensors
 
 model = resnet18("torchvision", num_classes=1000)
 variables = from_torch(model, load_safetensors(WEIGHTS))
@@ -53,43 +53,27 @@ check_loaded(logits)
 maps = model.apply(variables, colour, features=True)
 # --- Check.
 check_maps(maps)
+loaded = variables
 
 # --- Task 5: tune a new head.
-model = resnet18("torchvision", num_classes=10)
+from resnet_flax.fine_tuning import freeze
+
+model = resnet18("torchvision", num_classes=10, frozen_stages=5)
 variables = from_torch(model, load_safetensors(WEIGHTS), new_head=0)
-head, optimizer = variables["params"]["fc"], optax.adam(1e-2)
-optimizer_state = optimizer.init(head)
-
-
-def with_head(variables, head):
-    return {**variables, "params": {**variables["params"], "fc": head}}
-
-
-@jax.jit
-def step(head, optimizer_state, variables, images, labels):
-    def loss_function(head):
-        logits = model.apply(with_head(variables, head), images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    loss, gradients = jax.value_and_grad(loss_function)(head)
-    updates, optimizer_state = optimizer.update(gradients, optimizer_state)
-    return optax.apply_updates(head, updates), optimizer_state, loss
-
-
+data, optimizer = Images.place(colour_bytes, labels), freeze(optax.adam(1e-2), model)
+state = create_train_state(model, optimizer, data, seed=0, variables=variables)
 losses = []
 for _ in range(5):
-    head, optimizer_state, loss = step(head, optimizer_state, variables, colour, labels)
-    losses.append(float(loss))
-tuned = with_head(variables, head)
+    state, metrics = train_step(state, Metrics.empty(), data, np.arange(8), image_size=64)
+    losses.append(metrics.loss)
 # --- Check.
-loaded = from_torch(resnet18("torchvision", num_classes=1000), load_safetensors(WEIGHTS))
-trunks = [{**v, "params": {**v["params"], "fc": {}}} for v in (loaded, tuned)]
+trunks = [{**v, "params": {**v["params"], "fc": {}}} for v in (loaded, state.variables)]
 check_tuned(losses, *map(jax.tree.leaves, trunks))
 
 # --- Task 6: save and reload.
-from resnet_flax.torch_weights import save_safetensors, to_torch
+from resnet_flax import save_safetensors, to_torch
 
-save_safetensors(FOLDER / "tuned.safetensors", to_torch(model, tuned))
+save_safetensors(FOLDER / "tuned.safetensors", to_torch(model, state.variables))
 reloaded = from_torch(model, load_safetensors(FOLDER / "tuned.safetensors"))
 # --- Check.
-check_reloaded(model.apply(tuned, colour), model.apply(reloaded, colour))
+check_reloaded(model.apply(state.variables, colour), model.apply(reloaded, colour))
