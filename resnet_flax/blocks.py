@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 from jax.nn import initializers
+from jaxtyping import Array, Float
 
 from resnet_flax.layers import BatchNorm, Conv
 
@@ -29,7 +30,7 @@ class Shortcut(nn.Module):
     norm: ModuleFactory
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N H2 W2 features"]:
         """Maps (N, H, W, C) to (N, ceil(H / strides), ceil(W / strides), features)."""
         x = self.conv(self.features, 1, self.strides, name="0")(x)
         return self.norm(name="1")(x, train) if self.norm_shortcut else x
@@ -131,7 +132,9 @@ class Residual(Block):
         return self.width
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "N H W C"], train: bool = False
+    ) -> Float[Array, "N H2 W2 features"]:
         """Maps (N, H, W, C) to (N, ceil(H / strides), ceil(W / strides), features).
 
         Raises:
@@ -162,7 +165,9 @@ class Bottleneck(Block):
         return 4 * self.num_channels
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "N H W C"], train: bool = False
+    ) -> Float[Array, "N H2 W2 features"]:
         """Maps (N, H, W, C) to (N, ceil(H / strides), ceil(W / strides), 4 * num_channels).
 
         Raises:
@@ -203,7 +208,9 @@ class Stage(nn.Module):
     stochastic_depth_rates: Sequence[float] = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "N H W C"], train: bool = False
+    ) -> Float[Array, "N H2 W2 features"]:
         """Maps (N, H, W, C) to (N, H', W', C'), H' = ceil(H / 2) unless ``first_block``."""
         rates = self.stochastic_depth_rates or (0.0,) * self.num_residuals
         for index, rate in enumerate(rates):

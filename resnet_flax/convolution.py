@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 import resnet_flax.winograd as winograd
 
@@ -20,7 +21,9 @@ WINOGRAD_PIXELS = 4
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
+def convolve(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "k k C features"], strides: int, padding: int
+) -> Float[Array, "N H2 W2 features"]:
     """Cross-correlates images with a square kernel.
 
     It has its own reverse-mode derivative, and so no forward-mode one (`jax.jvp`).

@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 from jax import lax
 from jax.nn import initializers
+from jaxtyping import Array, Float
 
 from resnet_flax.checks import check_channels
 from resnet_flax.convolution import convolve
@@ -63,7 +64,7 @@ class Conv(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 features"]:
         """Convolves (N, H, W, C) into (N, H', W', features), H' = (H + 2p - k) // s + 1.
 
         Raises:
@@ -99,7 +100,7 @@ class Dense(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N inputs"]) -> Float[Array, "N features"]:
         """Maps (N, in) to (N, features)."""
         inputs = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (inputs, self.features), self.param_dtype)
@@ -133,7 +134,7 @@ class BatchNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: Float[Array, "*axes C"], train: bool = False) -> Float[Array, "*axes C"]:
         """Normalises (..., C) over all axes but the last.
 
         Raises:

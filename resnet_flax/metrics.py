@@ -1,10 +1,10 @@
 """Loss and accuracy as sums over samples, and the figures of an epoch and of a run."""
 
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Int
 
 
 class Metrics(struct.PyTreeNode):
@@ -16,9 +16,9 @@ class Metrics(struct.PyTreeNode):
         count: int32 scalar, number of samples.
     """
 
-    loss_sum: jax.Array
-    correct: jax.Array
-    count: jax.Array
+    loss_sum: Float[Array, ""]
+    correct: Int[Array, ""]
+    count: Int[Array, ""]
 
     @classmethod
     def empty(cls) -> Self:
@@ -35,7 +35,13 @@ class Metrics(struct.PyTreeNode):
         """Share of correct predictions; waits for the device."""
         return int(self.correct) / max(1, int(self.count))
 
-    def add(self, logits: jax.Array, losses: jax.Array, labels: jax.Array, weights: Any) -> Self:
+    def add(
+        self,
+        logits: Float[Array, "N classes"],
+        losses: Float[Array, " N"],
+        labels: Int[Array, " N"],
+        weights: Float[Array, " N"],
+    ) -> Self:
         """Adds a batch; ``weights`` (N,) is 1 for a sample that counts and 0 for padding."""
         correct = (logits.argmax(-1) == labels) & (weights > 0)
         return self.replace(

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Float
 
 from resnet_flax.blocks import Block, Bottleneck, ModuleFactory, Residual, Stage
 from resnet_flax.checks import check_network_input
@@ -86,8 +86,8 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, train: bool = False, features: bool = False
-    ) -> jax.Array | list[jax.Array]:
+        self, images: Float[Array, "N H W C"], train: bool = False, features: bool = False
+    ) -> Float[Array, "N features"] | list[Float[Array, "N H2 W2 C2"]]:
         """Classifies images.
 
         Args:

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
 # XLA splits a longer sum in two on a CPU, and then takes twice as long.
 LONGEST_SUM = 32
 
 
-def channel_sum(x: jax.Array) -> jax.Array:
+def channel_sum(x: Float[Array, "*axes C"]) -> Float[Array, " C"]:
     """Sum of (..., C) over all axes but the last."""
     return lax.platform_dependent(x, cpu=_channel_sum_on_cpu, default=_channel_sum)
 
@@ -45,7 +46,7 @@ def _channel_sum_on_cpu(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+def add_bias(x: Float[Array, "*axes C"], bias: Float[Array, " C"]) -> Float[Array, "*axes C"]:
     """Adds (C,) to (..., C), in the dtype of ``x``; its gradient is a `channel_sum`."""
     return _add_bias_forward(x, bias)[0]
 
@@ -63,8 +64,8 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x: Float[Array, "*axes C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+) -> tuple[Float[Array, "*axes C"], Float[Array, " C"], Float[Array, " C"]]:
     """Normalises by the batch's mean and biased variance (Ioffe & Szegedy, 2015, algorithm 1).
 
     Args:
@@ -109,7 +110,9 @@ def _batch_normalize_backward(
 batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 
-def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array:
+def max_pool(
+    x: Float[Array, "N H W C"], window: int, strides: int, padding: int
+) -> Float[Array, "N H2 W2 C"]:
     """Max pooling as ``torch.nn.MaxPool2d``: padding never wins, since it counts as -inf.
 
     Args:

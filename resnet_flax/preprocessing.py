@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, UInt8
 
 from resnet_flax.checks import check_shape
 
@@ -17,7 +18,9 @@ from resnet_flax.checks import check_shape
 PRECISION_BITS = 22
 
 
-def prepare_images(images: jax.Array, image_size: int) -> jax.Array:
+def prepare_images(
+    images: UInt8[Array, "N H W C"], image_size: int
+) -> Float32[Array, "N {image_size} {image_size} C"]:
     """Resizes and scales a batch.
 
     Args:
@@ -32,7 +35,9 @@ def prepare_images(images: jax.Array, image_size: int) -> jax.Array:
     return scaled[resize(images, image_size)]
 
 
-def resize(images: jax.Array, image_size: int) -> jax.Array:
+def resize(
+    images: UInt8[Array, "N H W C"], image_size: int
+) -> UInt8[Array, "N {image_size} {image_size} C"]:
     """Resizes uint8 images to the pixel as ``PIL.Image.resize(..., Image.BILINEAR)``.
 
     Bilinear with half-pixel centres; when it shrinks, the filter widens (antialiasing).

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Key
 
 
 @dataclass(frozen=True, eq=False)  # compared as an object, so that compiled steps can depend on it
@@ -121,7 +122,9 @@ def _kernels(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
+def augment(
+    key: Key[Array, ""], images: Float[Array, "N H W C"], recipe: Recipe
+) -> Float[Array, "N H W C"]:
     """Shifts and mirrors each of the images (N, H, W, C) at random, on the device."""
     flip_key, shift_key = jax.random.split(key)
     if recipe.flip:

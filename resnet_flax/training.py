@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax import struct
 from flax.training import train_state
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from resnet_flax.checks import check_examples, check_label_range
 from resnet_flax.metrics import Metrics
@@ -37,7 +38,7 @@ class TrainState(train_state.TrainState):
     """
 
     batch_stats: chex.ArrayTree
-    seed: jax.Array
+    seed: UInt32[Array, ""]
     average: chex.ArrayTree = struct.field(default_factory=dict)
 
     @property
@@ -49,8 +50,8 @@ class TrainState(train_state.TrainState):
 class Images(NamedTuple):
     """A data set on the device: images uint8 (N, H, W, C), labels int32 (N,)."""
 
-    images: jax.Array
-    labels: jax.Array
+    images: UInt8[Array, "N H W C"]
+    labels: Int[Array, " N"]
 
     @classmethod
     def place(cls, images: np.ndarray, labels: np.ndarray, mesh: Mesh | None = None) -> Self:
@@ -112,7 +113,7 @@ def train_step(
     state: TrainState,
     metrics: Metrics,
     data: Images,
-    indices: jax.Array,
+    indices: Int[Array, " B"],
     *,
     image_size: int,
     recipe: Recipe = D2L,
@@ -162,7 +163,7 @@ def train_steps(
     state: TrainState,
     metrics: Metrics,
     data: Images,
-    batches: jax.Array,
+    batches: Int[Array, "S B"],
     *,
     image_size: int,
     recipe: Recipe = D2L,
@@ -192,8 +193,8 @@ def eval_step(
     state: TrainState,
     metrics: Metrics,
     data: Images,
-    indices: jax.Array,
-    weights: jax.Array,
+    indices: Int[Array, " B"],
+    weights: Float[Array, " B"],
     *,
     image_size: int,
     flip: bool = False,
