@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
+from optax.contrib import MuonDimensionNumbers, muon
 
 
 @dataclass(frozen=True, eq=False)  # compared as an object, so that compiled steps can depend on it
@@ -20,10 +21,13 @@ class Recipe:
         learning_rate: default of ``--learning-rate``; the largest, where it changes.
         image_size: default of ``--image-size``, in pixels.
         model_fields: fields of `resnet_flax.ResNet` that differ from D2L's network.
-        one_cycle: the rate rises to ``learning_rate`` and falls to nearly 0 (Smith, 2018,
-            arXiv:1803.09820), instead of being constant.
-        momentum: of SGD; with Nesterov's look-ahead.
-        weight_decay: share of each kernel added to its gradient, as in `torch.optim.SGD`.
+        muon: instead of plain SGD, Muon for the convolutions' kernels (Jordan et al., 2024,
+            https://kellerjordan.github.io/posts/muon), which makes each one's mean gradient an
+            orthogonal matrix, and Adam for the rest; the rate rises to ``learning_rate`` and falls
+            to nearly 0 (one cycle: Smith, 2018, arXiv:1803.09820).
+        momentum: weight of the past in Muon's mean gradient.
+        weight_decay: share of a convolution's kernel that a step takes off it, times the rate.
+        adam_share: Adam's rate as a share of Muon's.
         label_smoothing: share of each label spread over all classes (Szegedy et al., 2016).
         shift: pixels by which training images are moved at most, along each axis.
         flip: mirror half of the training images, and average each test image with its mirror image.
@@ -36,9 +40,10 @@ class Recipe:
     learning_rate: float
     image_size: int
     model_fields: Mapping[str, Any] = field(default_factory=dict)
-    one_cycle: bool = False
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    muon: bool = False
+    momentum: float = 0.9
+    weight_decay: float = 0.02
+    adam_share: float = 1 / 6
     label_smoothing: float = 0.0
     shift: int = 0
     flip: bool = False
@@ -57,7 +62,7 @@ RECIPES = {
     "fast": Recipe(
         epochs=10,
         batch_size=128,
-        learning_rate=0.15,
+        learning_rate=0.03,
         image_size=28,
         model_fields={
             "stem": "small",
@@ -66,9 +71,7 @@ RECIPES = {
             "use_bias": False,
             "norm_shortcut": True,
         },
-        one_cycle=True,
-        momentum=0.9,
-        weight_decay=5e-4,
+        muon=True,
         label_smoothing=0.05,
         shift=1,
         flip=True,
@@ -78,7 +81,7 @@ RECIPES = {
     "best": Recipe(
         epochs=30,
         batch_size=128,
-        learning_rate=0.15,
+        learning_rate=0.03,
         image_size=28,
         model_fields={
             "stem": "small",
@@ -87,9 +90,7 @@ RECIPES = {
             "use_bias": False,
             "norm_shortcut": True,
         },
-        one_cycle=True,
-        momentum=0.9,
-        weight_decay=5e-4,
+        muon=True,
         label_smoothing=0.1,
         shift=2,
         flip=True,
@@ -102,24 +103,32 @@ RECIPES = {
 def build_optimizer(
     recipe: Recipe, learning_rate: float, steps: int
 ) -> optax.GradientTransformation:
-    """The recipe's SGD.
+    """The recipe's optimiser.
 
     Args:
-        recipe: decides schedule, momentum and weight decay.
+        recipe: decides between SGD and Muon.
         learning_rate: the largest.
         steps: of the whole run.
     """
-    if not recipe.one_cycle:
+    if not recipe.muon:
         return optax.sgd(learning_rate)
-    schedule = optax.cosine_onecycle_schedule(steps, learning_rate, pct_start=0.2)
-    return optax.chain(
-        optax.add_decayed_weights(recipe.weight_decay, _kernels),
-        optax.sgd(schedule, recipe.momentum, nesterov=True),
+
+    def one_cycle(largest: float) -> optax.Schedule:
+        return optax.cosine_onecycle_schedule(steps, largest, pct_start=0.2)
+
+    return muon(
+        one_cycle(learning_rate),
+        beta=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        adam_learning_rate=one_cycle(recipe.adam_share * learning_rate),
+        muon_weight_dimension_numbers=_kernels_as_matrices,
     )
 
 
-def _kernels(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def _kernels_as_matrices(params: Any) -> Any:
+    """From (H, W, C, features) to (H * W * C, features); what has fewer axes is for Adam."""
+    matrix = MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    return jax.tree.map(lambda leaf: matrix if leaf.ndim == 4 else None, params)
 
 
 def augment(

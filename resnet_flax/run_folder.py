@@ -73,7 +73,7 @@ def resumed_folder(config: TrainConfig) -> Path:
             f"cannot resume: {path / 'config.json'} is unreadable: {reason}"
         ) from error
     asked = as_json(config)
-    free = FREE_FIELDS - ({"epochs"} if RECIPES[config.recipe].one_cycle else set())
+    free = FREE_FIELDS - ({"epochs"} if RECIPES[config.recipe].muon else set())
     differing = [
         f"{flag(name)} {saved.get(name)!r:.60} there, {value!r} here"
         for name, value in asked.items()

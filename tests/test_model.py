@@ -76,14 +76,15 @@ def test_feature_maps_and_pooled_features():
     images = jnp.ones((2, 64, 64, 1))
     variables = jax.jit(model.init)(KEY, images)
     assert "fc" not in variables["params"]
-    maps = model.apply(variables, images, features=True)
+    apply = jax.jit(model.apply, static_argnames="features")
+    maps = apply(variables, images, features=True)
     assert [m.shape for m in maps] == [
         (2, 16, 16, 8),
         (2, 8, 8, 16),
         (2, 4, 4, 32),
         (2, 2, 2, 64),
     ]
-    pooled = model.apply(variables, images)
+    pooled = apply(variables, images)
     np.testing.assert_allclose(pooled, maps[-1].mean((1, 2)), rtol=1e-5, atol=1e-6)
 
 

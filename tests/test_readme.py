@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ def test_the_snippets_take_a_checkpoint_from_pytorch_and_back(
     tuned.load_state_dict(load_file("tuned.safetensors"))
     assert tuned.bn1.num_batches_tracked == 2
     images = np.random.default_rng(0).random((4, 32, 32, 1), np.float32)
-    ours = namespace["model"].apply(namespace["state"].variables, images)
+    ours = jax.jit(namespace["model"].apply)(namespace["state"].variables, images)
     theirs = tuned.eval()(torch.from_numpy(images).permute(0, 3, 1, 2)).detach()
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
