@@ -28,7 +28,7 @@ class TrainConfig:
 
     epochs: int = _option("passes over the training set", 10, at_least=1)
     batch_size: int = _option("images in a training step", 256, at_least=1)
-    learning_rate: float = _option("step size of SGD, the largest where it changes", 0.05)
+    learning_rate: float = _option("step size of the optimiser, the largest where it changes", 0.05)
     image_size: int = _option(
         "height and width that images are resized to, in pixels", 96, at_least=1, at_most=1024
     )
