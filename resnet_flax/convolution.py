@@ -40,6 +40,8 @@ def convolve(
     return _forward(x, kernel, strides, padding)[0]
 
 
+# Compiled as functions of their own, each is traced once for all layers of the same shape.
+@partial(jax.jit, static_argnums=(2, 3))
 def _forward(
     x: jax.Array, kernel: jax.Array, strides: int, padding: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -49,6 +51,7 @@ def _forward(
     return y, (x, kernel)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _backward(
     strides: int, padding: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

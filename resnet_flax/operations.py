@@ -84,6 +84,8 @@ def batch_normalize(
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
+# Compiled as functions of their own, both are traced once for all layers of the same shape.
+@partial(jax.jit, static_argnums=3)
 def _batch_normalize_forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Residuals]:
@@ -94,6 +96,7 @@ def _batch_normalize_forward(
     return ((x - mean) * (scale * inverse) + bias, mean, var), (x, mean, inverse, scale)
 
 
+@partial(jax.jit, static_argnums=0)
 def _batch_normalize_backward(
     epsilon: float, residuals: Residuals, gradients: tuple[jax.Array, jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -5,6 +5,7 @@ resizes and scales them itself, so that no image crosses from host to device dur
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -285,8 +286,11 @@ def compile_train_steps(
         out_shardings=replicated(mesh),  # left to itself, the compiler might split the state
     )
     metrics = replicate(Metrics.empty(), mesh)
-    compiled = {}
-    for shape in sorted(shapes):
+
+    def lower(shape: tuple[int, ...]) -> jax.stages.Lowered:
         batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(shape, mesh))
-        compiled[shape] = steps.lower(state, metrics, data, batches).compile()
-    return compiled
+        return steps.lower(state, metrics, data, batches)
+
+    with ThreadPoolExecutor() as threads:  # the compiler keeps one core busy, mostly
+        lowered = map(lower, shapes)
+        return dict(zip(shapes, threads.map(jax.stages.Lowered.compile, lowered), strict=True))
