@@ -7,6 +7,7 @@ from pathlib import Path
 from resnet_flax.config import TrainConfig, flag
 from resnet_flax.metrics import EpochResult
 from resnet_flax.pretrained import Network
+from resnet_flax.recipes import RECIPES
 from resnet_flax.scores import Scores, as_text
 
 # A run rewrites a card only while this line is in it.
@@ -126,7 +127,9 @@ def model_card(
     ]
     dataset = Path(config.dataset).name
     title, hub_name, license = HUB.get(dataset, (dataset, json.dumps(dataset), ""))
-    name = f"{config.model}-{dataset.replace('_', '-')}"
+    # A recipe with a network of its own has not the depth of --model.
+    short = f"resnet-{config.recipe}" if RECIPES[config.recipe].model_fields else config.model
+    name = f"{short}-{dataset.replace('_', '-')}"
     return CARD.format(
         mark=MARK,
         name=name,
