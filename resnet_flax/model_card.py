@@ -70,7 +70,7 @@ python -m resnet_flax.predict FOLDER photo.jpg
 In Python, with images as float32 in [0, 1] of shape (N, {size}, {size}, {channels}):
 
 ```python
-from resnet_flax.pretrained import from_pretrained
+from resnet_flax import from_pretrained
 
 model, variables = from_pretrained("FOLDER")  # where config.json and model.safetensors are
 logits = model.apply(variables, images)
@@ -78,7 +78,7 @@ logits = model.apply(variables, images)
 
 The network was trained on images of {height}x{width} pixels{ground}. It takes them at {size}x{size}
 (resized as Pillow's bilinear filter does it), divided by 255, and not normalised. Pictures from
-elsewhere differ from the data set's product photos: expect more mistakes on them.
+elsewhere differ from the data set's: expect more mistakes on them.
 
 `model.safetensors` has PyTorch's names and order of axes ({layout}'s network).
 
