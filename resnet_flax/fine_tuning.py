@@ -2,41 +2,40 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from resnet_flax.errors import InputError, one_line
 from resnet_flax.model import ResNet
 from resnet_flax.torch_keys import HEAD, match_keys
 from resnet_flax.torch_weights import from_torch, load_safetensors, variable_shapes
-from resnet_flax.training import TrainState
 
 STEM = ("params", "conv1", "kernel")
 
 
 def start_from(
-    path: Path, model: ResNet, state: TrainState, *, seed: int, report: Callable[[str], None]
-) -> TrainState:
-    """Replaces a new state's weights by those in a file.
+    path: Path, model: ResNet, *, channels: int, seed: int, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Reads the variables that a training starts from, fitted to the network.
 
     A dense layer for another number of classes is drawn anew. A stem for another number of channels
     is summed (to one) or replicated, see `resnet_flax.torch_weights.from_torch`.
 
     Args:
         path: a safetensors file in any of `resnet_flax.torch_keys.LAYOUTS`.
-        model: the state's.
-        state: its optimiser must not have taken a step.
+        model: to be trained.
+        channels: of its images.
         seed: for the dense layer.
         report: called with a line for each thing adapted.
+
+    Returns:
+        What `resnet_flax.training.create_train_state` takes.
 
     Raises:
         InputError: when the file cannot be read, or is of another network.
     """
     state_dict = load_safetensors(path)
-    channels = state.params["conv1"]["kernel"].shape[2]
     keys = match_keys(variable_shapes(model, channels), state_dict)
     stem, head = (state_dict.get(keys[leaf]) for leaf in (STEM, HEAD[1]))
     classes = None if head is None else head.shape[:1]
@@ -50,7 +49,7 @@ def start_from(
             f"{'biases' if biased else 'no biases'}; choose --flavour and --recipe to fit"
         )
     try:
-        variables = from_torch(
+        return from_torch(
             model,
             state_dict,
             in_channels=channels,
@@ -60,8 +59,6 @@ def start_from(
         )
     except InputError as error:
         raise InputError(f"--init {path}: {one_line(error)[:1000]}") from error
-    average = jax.tree.map(jnp.copy, variables) if state.average else {}
-    return state.replace(**variables, average=average)
 
 
 def freeze(optimizer: optax.GradientTransformation, model: ResNet) -> optax.GradientTransformation:

@@ -78,9 +78,16 @@ def train(config: TrainConfig, interruption: Interruption) -> None:
     )
     steps = config.epochs * len(batches(1))
     optimizer = freeze(build_optimizer(recipe, config.learning_rate, steps), model)
-    state = create_train_state(model, optimizer, job.train_set, config.seed, recipe)
+    variables = None
     if config.init:
-        state = start_from(config.init, model, state, seed=config.seed, report=progress.say)
+        variables = start_from(
+            config.init,
+            model,
+            channels=train_data.images.shape[-1],
+            seed=config.seed,
+            report=progress.say,
+        )
+    state = create_train_state(model, optimizer, job.train_set, config.seed, recipe, variables)
     network = Network(
         model=model,
         classes=classes,
