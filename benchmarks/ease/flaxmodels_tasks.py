@@ -2,19 +2,8 @@
 
 import numpy as np
 
-from benchmarks.ease.given import (
-    FOLDER,
-    WEIGHTS,
-    check_built,
-    check_loaded,
-    check_maps,
-    check_reloaded,
-    check_step,
-    check_tuned,
-    colour,
-    grey,
-    labels,
-)
+from benchmarks.ease import given
+from benchmarks.ease.given import FOLDER, WEIGHTS, colour, grey, labels
 
 # --- Task 1: build.
 import flaxmodels
@@ -25,7 +14,7 @@ model = flaxmodels.ResNet18(num_classes=10, **settings)
 variables = jax.jit(model.init)(jax.random.key(0), grey)
 parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 # --- Check.
-check_built(parameters)
+given.check_built(parameters)
 mean_before = variables["batch_stats"]["BatchNorm_0"]["mean"]
 stem = model.clone(output="activations").apply(variables, grey, train=False)["conv1"]
 
@@ -53,7 +42,7 @@ def train_step(variables, optimizer_state, images, labels):
 variables, optimizer_state, loss = train_step(variables, optimizer_state, grey, labels)
 # --- Check.
 mean_after = variables["batch_stats"]["BatchNorm_0"]["mean"]
-check_step(float(loss), mean_before, mean_after)
+given.check_step(float(loss), mean_before, mean_after)
 # Its momentum is PyTorch's number with Flax's meaning: the new batch counts 0.9 instead of 0.1.
 np.testing.assert_allclose(mean_after, 0.9 * stem.mean((0, 1, 2)), rtol=1e-3, atol=1e-6)
 
@@ -92,14 +81,14 @@ variables = {"params": params, "batch_stats": statistics}
 model = flaxmodels.ResNet18(num_classes=1000, **settings)
 logits = model.apply(variables, colour, train=False)
 # --- Check.
-check_loaded(logits)
+given.check_loaded(logits)
 
 # --- Task 4: feature maps.
 extractor = model.clone(output="activations")
 activations = extractor.apply(variables, colour, train=False)
 maps = [activations[f"block{stage}_1"] for stage in (1, 2, 3, 4)]
 # --- Check.
-check_maps(maps)
+given.check_maps(maps)
 
 # --- Task 5: tune a new head.
 model = flaxmodels.ResNet18(num_classes=10, **settings)
@@ -130,7 +119,7 @@ for _ in range(5):
 tuned = with_head(variables, head)
 # --- Check.
 trunks = [{**v, "params": {**v["params"], "Dense_0": {}}} for v in (variables, tuned)]
-check_tuned(losses, *map(jax.tree.leaves, trunks))
+given.check_tuned(losses, *map(jax.tree.leaves, trunks))
 
 # --- Task 6: save and reload.
 from flax import serialization
@@ -139,4 +128,6 @@ from flax import serialization
 like = jax.jit(model.init)(jax.random.key(0), colour)
 reloaded = serialization.from_bytes(like, (FOLDER / "tuned.msgpack").read_bytes())
 # --- Check.
-check_reloaded(model.apply(tuned, colour, train=False), model.apply(reloaded, colour, train=False))
+given.check_reloaded(
+    model.apply(tuned, colour, train=False), model.apply(reloaded, colour, train=False)
+)

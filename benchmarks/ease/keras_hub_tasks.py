@@ -2,19 +2,8 @@
 
 import numpy as np
 
-from benchmarks.ease.given import (
-    FOLDER,
-    WEIGHTS,
-    check_built,
-    check_loaded,
-    check_maps,
-    check_reloaded,
-    check_step,
-    check_tuned,
-    colour,
-    grey,
-    labels,
-)
+from benchmarks.ease import given
+from benchmarks.ease.given import FOLDER, WEIGHTS, colour, grey, labels
 
 # --- Task 1: build.
 import os
@@ -35,7 +24,7 @@ backbone = keras_hub.models.ResNetBackbone(
 model = keras_hub.models.ResNetImageClassifier(backbone, num_classes=10)
 parameters = sum(weight.value.size for weight in model.trainable_weights)
 # --- Check.
-check_built(parameters)
+given.check_built(parameters)
 mean_before = np.array(backbone.get_layer("conv1_bn").moving_mean)
 
 # --- Task 2: train a step.
@@ -43,7 +32,7 @@ loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 model.compile(keras.optimizers.SGD(0.05), loss)
 value = model.train_on_batch(grey, labels)
 # --- Check.
-check_step(value[0], mean_before, backbone.get_layer("conv1_bn").moving_mean)
+given.check_step(value[0], mean_before, backbone.get_layer("conv1_bn").moving_mean)
 
 # --- Task 3: load torchvision's weights.
 import json
@@ -56,13 +45,13 @@ shutil.copy(WEIGHTS, preset / "model.safetensors")
 model = keras_hub.models.ImageClassifier.from_preset(str(preset), preprocessor=None)
 logits = model.predict(colour)
 # --- Check.
-check_loaded(logits)
+given.check_loaded(logits)
 
 # --- Task 4: feature maps.
 trunk = keras.Model(model.backbone.input, list(model.backbone.pyramid_outputs.values()))
 maps = trunk.predict(colour)
 # --- Check.
-check_maps(maps)
+given.check_maps(maps)
 before = [np.array(weight) for weight in model.backbone.weights]
 
 # --- Task 5: tune a new head.
@@ -71,10 +60,10 @@ model.backbone.trainable = False
 model.compile(keras.optimizers.Adam(1e-2), loss)
 losses = model.fit(colour, labels, epochs=5).history["loss"]
 # --- Check.
-check_tuned(losses, before, [np.array(weight) for weight in model.backbone.weights])
+given.check_tuned(losses, before, [np.array(weight) for weight in model.backbone.weights])
 
 # --- Task 6: save and reload.
 model.save(FOLDER / "tuned.keras")
 reloaded = keras.saving.load_model(FOLDER / "tuned.keras")
 # --- Check.
-check_reloaded(model.predict(colour), reloaded.predict(colour))
+given.check_reloaded(model.predict(colour), reloaded.predict(colour))

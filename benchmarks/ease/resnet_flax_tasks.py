@@ -1,20 +1,7 @@
 """The six tasks in resnet_flax."""
 
-from benchmarks.ease.given import (
-    FOLDER,
-    WEIGHTS,
-    check_built,
-    check_loaded,
-    check_maps,
-    check_reloaded,
-    check_step,
-    check_tuned,
-    colour,
-    colour_bytes,
-    grey,
-    grey_bytes,
-    labels,
-)
+from benchmarks.ease import given
+from benchmarks.ease.given import FOLDER, WEIGHTS, colour, colour_bytes, grey, grey_bytes, labels
 
 # --- Task 1: build.
 import jax
@@ -25,7 +12,7 @@ model = resnet18("torchvision")
 variables = jax.jit(model.init)(jax.random.key(0), grey)
 parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 # --- Check.
-check_built(parameters)
+given.check_built(parameters)
 
 # --- Task 2: train a step.
 import numpy as np
@@ -38,7 +25,7 @@ state = create_train_state(model, optax.sgd(0.05), data, seed=0)
 state, metrics = train_step(state, Metrics.empty(), data, np.arange(8), image_size=64)
 # --- Check.
 mean_before = variables["batch_stats"]["bn1"]["mean"]
-check_step(metrics.loss, mean_before, state.batch_stats["bn1"]["mean"])
+given.check_step(metrics.loss, mean_before, state.batch_stats["bn1"]["mean"])
 
 # --- Task 3: load torchvision's weights.
 from resnet_flax import from_torch, load_safetensors
@@ -47,12 +34,12 @@ model = resnet18("torchvision", num_classes=1000)
 variables = from_torch(model, load_safetensors(WEIGHTS))
 logits = jax.jit(model.apply)(variables, colour)
 # --- Check.
-check_loaded(logits)
+given.check_loaded(logits)
 
 # --- Task 4: feature maps.
 maps = model.apply(variables, colour, features=True)
 # --- Check.
-check_maps(maps)
+given.check_maps(maps)
 loaded = variables
 
 # --- Task 5: tune a new head.
@@ -68,7 +55,7 @@ for _ in range(5):
     losses.append(metrics.loss)
 # --- Check.
 trunks = [{**v, "params": {**v["params"], "fc": {}}} for v in (loaded, state.variables)]
-check_tuned(losses, *map(jax.tree.leaves, trunks))
+given.check_tuned(losses, *map(jax.tree.leaves, trunks))
 
 # --- Task 6: save and reload.
 from resnet_flax import save_safetensors, to_torch
@@ -76,4 +63,4 @@ from resnet_flax import save_safetensors, to_torch
 save_safetensors(FOLDER / "tuned.safetensors", to_torch(model, state.variables))
 reloaded = from_torch(model, load_safetensors(FOLDER / "tuned.safetensors"))
 # --- Check.
-check_reloaded(model.apply(state.variables, colour), model.apply(reloaded, colour))
+given.check_reloaded(model.apply(state.variables, colour), model.apply(reloaded, colour))

@@ -1,18 +1,7 @@
 """The six tasks in timm (PyTorch)."""
 
-from benchmarks.ease.given import (
-    FOLDER,
-    WEIGHTS,
-    check_built,
-    check_loaded,
-    check_maps,
-    check_reloaded,
-    check_step,
-    check_tuned,
-    colour,
-    grey,
-    labels,
-)
+from benchmarks.ease import given
+from benchmarks.ease.given import FOLDER, WEIGHTS, colour, grey, labels
 from tests.foreign import import_timm
 
 import_timm()  # where torchvision's operators do not load, timm needs help
@@ -23,7 +12,7 @@ import timm
 model = timm.create_model("resnet18", in_chans=1, num_classes=10)
 parameters = sum(parameter.numel() for parameter in model.parameters())
 # --- Check.
-check_built(parameters)
+given.check_built(parameters)
 mean_before = model.bn1.running_mean.clone()
 
 # --- Task 2: train a step.
@@ -36,7 +25,7 @@ loss = cross_entropy(model(torch.from_numpy(grey).permute(0, 3, 1, 2)), torch.fr
 loss.backward()
 optimizer.step()
 # --- Check.
-check_step(loss.item(), mean_before, model.bn1.running_mean)
+given.check_step(loss.item(), mean_before, model.bn1.running_mean)
 
 # --- Task 3: load torchvision's weights.
 model = timm.create_model("resnet18", checkpoint_path=WEIGHTS).eval()
@@ -44,13 +33,13 @@ images = torch.from_numpy(colour).permute(0, 3, 1, 2)
 with torch.no_grad():
     logits = model(images)
 # --- Check.
-check_loaded(logits)
+given.check_loaded(logits)
 
 # --- Task 4: feature maps.
 with torch.no_grad():
     _, *maps = model.forward_intermediates(images, intermediates_only=True)
 # --- Check.
-check_maps([part.permute(0, 2, 3, 1).numpy() for part in maps])
+given.check_maps([part.permute(0, 2, 3, 1).numpy() for part in maps])
 before = [value.clone() for key, value in model.state_dict().items() if "fc." not in key]
 
 # --- Task 5: tune a new head.
@@ -66,7 +55,7 @@ for _ in range(5):
     losses.append(loss.item())
 # --- Check.
 after = [value for key, value in model.state_dict().items() if "fc." not in key]
-check_tuned(losses, before, after)
+given.check_tuned(losses, before, after)
 
 # --- Task 6: save and reload.
 from safetensors.torch import save_file
@@ -75,4 +64,4 @@ save_file(model.state_dict(), FOLDER / "tuned.safetensors")
 path = FOLDER / "tuned.safetensors"
 reloaded = timm.create_model("resnet18", num_classes=10, checkpoint_path=path).eval()
 # --- Check.
-check_reloaded(model(images).detach(), reloaded(images).detach())
+given.check_reloaded(model(images).detach(), reloaded(images).detach())
