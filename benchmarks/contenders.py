@@ -28,6 +28,7 @@ def resnet_flax(options: argparse.Namespace, data: Dataset) -> Contender:
     from resnet_flax.runtime import configure_runtime
 
     configure_runtime()
+    import jax
     import optax
 
     from resnet_flax.metrics import Metrics
@@ -38,13 +39,13 @@ def resnet_flax(options: argparse.Namespace, data: Dataset) -> Contender:
     placed = Images.place(data.images, data.labels)
     model = build_model(options.model, dtype=options.dtype)
     state = create_train_state(model, optax.sgd(0.05), placed, 0)
-    shape = (1, options.batch_size)
-    compiled = compile_train_steps(state, placed, {shape}, image_size=size)[shape]
+    shapes = [(1, options.batch_size)]
+    train_steps = compile_train_steps(state, placed, shapes, image_size=size)
 
     def train(indices: np.ndarray) -> float:
         nonlocal state
         start = time.perf_counter()
-        state, metrics = compiled(state, Metrics.empty(), placed, indices[None])
+        state, metrics = train_steps(state, Metrics.empty(), placed, jax.device_put(indices[None]))
         assert np.isfinite(metrics.loss)
         return time.perf_counter() - start
 

@@ -38,8 +38,8 @@ def count_all_reduces(model_name: str, image_size: int) -> list[int]:
     data = Images.place(images, labels, mesh)
     state = replicate(state, mesh)
     shape = (1, DEVICES)
-    steps = compile_train_steps(state, data, {shape}, image_size=image_size, mesh=mesh)
-    program = steps[shape].as_text()  # type: ignore[attr-defined]
+    steps = compile_train_steps(state, data, [shape], image_size=image_size, mesh=mesh)
+    program = steps.program(shape).as_text() or ""
     sizes = []
     for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", program):
         arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)

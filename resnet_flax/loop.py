@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -18,13 +18,7 @@ from resnet_flax.position import Position
 from resnet_flax.progress import Progress
 from resnet_flax.recipes import Recipe
 from resnet_flax.sharding import any_process, replicate, split_batch
-from resnet_flax.training import (
-    CompiledSteps,
-    Images,
-    TrainState,
-    compile_train_steps,
-    evaluate,
-)
+from resnet_flax.training import Images, TrainState, compile_train_steps, evaluate
 
 Save = Callable[[TrainState, Position], None]
 # An accelerator gets several steps at once, so that it need not wait for the host; a CPU loses its
@@ -88,18 +82,18 @@ def fit(
     if position.epoch > job.epochs:
         return state, position
     sizes = [len(indices) for indices in job.batches(1)]
-    starts = {0, position.steps}
-    shapes = {each.shape for start in starts for each in stack_batches(job.batches(1)[start:])}
+    starts = (position.steps, 0)
+    shapes = [each.shape for start in starts for each in stack_batches(job.batches(1)[start:])]
     with progress.compiling():
         steps = compile_train_steps(
             state,
             job.train_set,
-            shapes,
+            dict.fromkeys(shapes),
             image_size=job.image_size,
             recipe=job.recipe,
             mesh=job.mesh,
         )
-    with interruption.deferred():
+    with interruption.deferred(), steps.background:
         while position.epoch <= job.epochs:
             with progress.epoch(position.epoch, sizes, position.steps) as on_step:
                 state, position = train_epoch(
@@ -133,7 +127,7 @@ def train_epoch(
     job: Job,
     state: TrainState,
     position: Position,
-    steps: Mapping[tuple[int, ...], CompiledSteps],
+    run_steps: Callable[..., tuple[TrainState, Metrics]],
     on_step: Callable[[int, Metrics], None],
     *,
     save: Save,
@@ -145,7 +139,7 @@ def train_epoch(
         job: data and batches.
         state: donated to the first step.
         position: where the epoch begins, or goes on.
-        steps: the compiled steps for each shape of `stack_batches`.
+        run_steps: `resnet_flax.training.train_steps`, compiled.
         on_step: called with the number of finished steps and their sums.
         save: called from time to time.
         interruption: read after each step.
@@ -167,9 +161,8 @@ def train_epoch(
     done = position.steps
     for call, indices in enumerate(stack_batches(batches[done:])):
         before = metrics
-        state, metrics = steps[indices.shape](
-            state, metrics, job.train_set, split_batch(indices, job.mesh)
-        )
+        batch = split_batch(indices, job.mesh)
+        state, metrics = run_steps(state, metrics, job.train_set, batch)
         # Reading the sums before this call leaves the device busy, with one call in flight.
         check_finite(before, position.epoch, done)
         on_step(done, before)

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from resnet_flax.metrics import EpochResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DPI = 150
 RIGHT, WRONG = "black", "crimson"
@@ -27,12 +29,12 @@ def plot_curves(results: list[EpochResult], path: Path) -> None:
         path: the .png to write.
     """
     epochs = [result.epoch for result in results]
-    figure = Figure(figsize=(5, 3.5), dpi=DPI, layout="constrained")
+    figure = _new_figure(5, 3.5)
     axes = figure.add_subplot(xlabel="epoch", ylim=(0, 1))
     axes.plot(epochs, [r.loss for r in results], "o-", label="train loss")
     axes.plot(epochs, [r.train_acc for r in results], "s--", label="train acc")
     axes.plot(epochs, [r.test_acc for r in results], "^:", label="test acc")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.4)
     axes.legend()
     figure.savefig(path)
@@ -49,7 +51,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
     count = len(classes)
     side = min(max(0.55 * count, 4.0), 16.0)  # inches
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(side + 2, side + 1), dpi=DPI, layout="constrained")
+    figure = _new_figure(side + 2, side + 1)
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = min(10.0, 0.55 * 72 * side / count)  # points: what fits into a row
@@ -121,12 +123,19 @@ def plot_mistakes(
     _plot_images(images[mistakes], titles, [False] * len(mistakes), heading, path)
 
 
+def _new_figure(width: float, height: float) -> "Figure":
+    """An empty one, of so many inches."""
+    from matplotlib.figure import Figure  # a third of a second, which no start need wait for
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
 def _plot_images(
     images: np.ndarray, titles: list[str], right: Sequence[bool], heading: str, path: Path
 ) -> None:
     columns = min(max(len(titles), FEWEST_COLUMNS), COLUMNS)
     rows = max(1, -(-len(titles) // columns))
-    figure = Figure(figsize=(1.35 * columns, 1.75 * rows + 0.5), dpi=DPI, layout="constrained")
+    figure = _new_figure(1.35 * columns, 1.75 * rows + 0.5)
     figure.suptitle(heading, fontsize=11)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:

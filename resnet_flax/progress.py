@@ -13,7 +13,7 @@ from resnet_flax.config import TrainConfig
 from resnet_flax.metrics import EpochResult, Metrics
 
 SECONDS_BETWEEN_LINES = 60.0
-STEPS_BEFORE_ESTIMATE = 5
+SECONDS_BEFORE_ESTIMATE = 20.0  # by then the compiler no longer takes its share
 LONG_RUN_SECONDS = 600.0
 CHEAP_IMAGE_SIZE = 28  # Fashion-MNIST's own
 
@@ -80,7 +80,7 @@ class Progress:
                 )
                 bar.set_postfix_str(figures, refresh=False)
                 bar.update(finished - bar.n)
-                if not self.estimated and finished - done == STEPS_BEFORE_ESTIMATE:
+                if not self.estimated and now - started > SECONDS_BEFORE_ESTIMATE:
                     self.estimated = True
                     if left > LONG_RUN_SECONDS:
                         self.say(

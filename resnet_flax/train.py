@@ -1,5 +1,6 @@
 """Trains a residual network: the whole job, from flags to results."""
 
+import gc
 import sys
 
 import jax
@@ -32,6 +33,7 @@ from resnet_flax.training import Images, TrainState, create_train_state
 
 def train(config: TrainConfig, interruption: Interruption) -> None:
     """The whole job: data, model, training, results."""
+    gc.freeze()  # what was imported stays: looking through it again costs each start half a second
     configure_runtime(deterministic=config.deterministic)
     keep_compiled_programs()
     join_processes(config)

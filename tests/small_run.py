@@ -9,7 +9,7 @@ import optax
 
 from resnet_flax.data import shuffled_batches
 from resnet_flax.interruption import Interruption
-from resnet_flax.loop import Job, stack_batches, train_epoch
+from resnet_flax.loop import Job, train_epoch
 from resnet_flax.metrics import EpochResult, Metrics
 from resnet_flax.model import ResNet
 from resnet_flax.position import Position
@@ -59,8 +59,7 @@ def run_epoch(
         job,
         state,
         Position(results),
-        # jit keeps them compiled.
-        dict.fromkeys((each.shape for each in stack_batches(job.batches(epoch))), STEPS),
+        STEPS,
         on_step=lambda *_: None,
         save=lambda *_: None,
         interruption=Interruption(),

@@ -31,12 +31,12 @@ OPTIMIZER = build_optimizer(FAST, 0.05, EPOCHS * BATCHES)
 def compiled_once():
     """All runs share their compiled steps."""
     with pytest.MonkeyPatch.context() as patch:
-        compiled = {}
+        compiled = []
 
         def compile_once(*arguments, **options):
-            return (
-                compiled or compiled.update(compile_train_steps(*arguments, **options)) or compiled
-            )
+            if not compiled:
+                compiled.append(compile_train_steps(*arguments, **options))
+            return compiled[0]
 
         patch.setattr(loop, "compile_train_steps", compile_once)
         yield

@@ -27,11 +27,16 @@ def run_steps(reporter: Progress, clock: list[float], count: int, seconds: float
 
 def test_a_long_run_is_announced_once_with_cheaper_choices(clock, capsys):
     reporter = Progress(TrainConfig(epochs=10))
-    run_steps(reporter, clock, 10, seconds=60.0)
+    run_steps(reporter, clock, 10, seconds=15.0)
     error = capsys.readouterr().err
-    # 5 steps of 256 images took 300 s; 100 - 5 steps are left.
-    assert error.count("this run will take about 1:35:00 (h:mm:ss)") == 1
+    # The first step after 20 s is the second; 100 - 2 are left.
+    assert error.count("this run will take about 0:24:30 (h:mm:ss)") == 1
     assert "cheaper: --recipe fast, --image-size 28, fewer --epochs" in error
+
+
+def test_the_first_seconds_announce_nothing(clock, capsys):
+    run_steps(Progress(TrainConfig(epochs=1000)), clock, 4, seconds=5.0)
+    assert "will take" not in capsys.readouterr().err
 
 
 def test_a_short_run_is_not_announced(clock, capsys):
@@ -45,11 +50,11 @@ def test_the_cheap_image_size_is_not_advised_to_those_who_have_it(clock, capsys)
 
 
 def test_plain_lines_where_the_output_is_no_terminal(clock, capsys):
-    run_steps(Progress(TrainConfig(epochs=2)), clock, 4, seconds=40.0)
+    run_steps(Progress(TrainConfig(epochs=1)), clock, 4, seconds=40.0)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "epoch 1/2, step 2/10: loss 1.000, acc 0.500, 6.4 examples/s, 0:12:00 left",
-        "epoch 1/2, step 4/10: loss 1.000, acc 0.500, 6.4 examples/s, 0:10:40 left",
+        "epoch 1/1, step 2/10: loss 1.000, acc 0.500, 6.4 examples/s, 0:05:20 left",
+        "epoch 1/1, step 4/10: loss 1.000, acc 0.500, 6.4 examples/s, 0:04:00 left",
     ]
 
 
