@@ -33,7 +33,8 @@ def resnet_flax(options: argparse.Namespace, data: Dataset) -> Contender:
 
     from resnet_flax.metrics import Metrics
     from resnet_flax.model import build_model
-    from resnet_flax.training import Images, compile_train_steps, create_train_state, eval_step
+    from resnet_flax.programs import compile_train_steps
+    from resnet_flax.training import Images, create_train_state, eval_step
 
     size = options.image_size
     placed = Images.place(data.images, data.labels)

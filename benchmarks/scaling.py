@@ -28,8 +28,9 @@ def count_all_reduces(model_name: str, image_size: int) -> list[int]:
     import optax
 
     from resnet_flax.model import build_model
+    from resnet_flax.programs import compile_train_steps
     from resnet_flax.sharding import data_mesh, replicate
-    from resnet_flax.training import Images, compile_train_steps, create_train_state
+    from resnet_flax.training import Images, create_train_state
 
     mesh = data_mesh()
     images, labels = np.zeros((DEVICES, 28, 28, 1), np.uint8), np.zeros(DEVICES, np.int32)

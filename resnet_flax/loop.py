@@ -15,10 +15,11 @@ from resnet_flax.errors import TrainingError
 from resnet_flax.interruption import Interrupted, Interruption
 from resnet_flax.metrics import EpochResult, Metrics
 from resnet_flax.position import Position
+from resnet_flax.programs import compile_train_steps
 from resnet_flax.progress import Progress
 from resnet_flax.recipes import Recipe
 from resnet_flax.sharding import any_process, replicate, split_batch
-from resnet_flax.training import Images, TrainState, compile_train_steps, evaluate
+from resnet_flax.training import Images, TrainState, evaluate
 
 Save = Callable[[TrainState, Position], None]
 # An accelerator gets several steps at once, so that it need not wait for the host; a CPU loses its

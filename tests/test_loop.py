@@ -15,9 +15,9 @@ from resnet_flax.errors import TrainingError
 from resnet_flax.interruption import Interrupted, Interruption
 from resnet_flax.loop import fit, stack_batches
 from resnet_flax.position import Position
+from resnet_flax.programs import compile_train_steps
 from resnet_flax.progress import Progress
 from resnet_flax.recipes import RECIPES, build_optimizer
-from resnet_flax.training import compile_train_steps
 from tests.small_run import new_job, new_state, random_data
 
 EPOCHS, BATCH_SIZE, BATCHES = 2, 8, 3

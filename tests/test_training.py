@@ -12,7 +12,7 @@ from resnet_flax.data import shuffled_batches
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.metrics import Metrics
 from resnet_flax.preprocessing import prepare_images
-from resnet_flax.training import Images, compile_train_steps, evaluate, train_step
+from resnet_flax.training import Images, evaluate, train_step
 from tests.small_run import IMAGE_SIZE, MODEL, STEPS, new_state, random_data, run_epoch
 
 
@@ -152,23 +152,3 @@ def test_several_steps_at_once_are_the_same_steps():
     assert int(together.step) == 3
     chex.assert_trees_all_close(together.variables, state.variables, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(sums, metrics, rtol=1e-5)
-
-
-def test_the_programs_of_all_shapes_are_the_steps_and_the_first_waits_for_no_other():
-    data, optimizer = random_data(12), optax.sgd(0.05)
-    batches = [jnp.arange(8)[None], jnp.arange(8, 12)[None], jnp.arange(8)[None]]
-    expected = new_state(data, optimizer), Metrics.empty()
-    for batch in batches:
-        expected = STEPS(*expected, data, batch)
-
-    state = new_state(data, optimizer)
-    steps = compile_train_steps(state, data, [(1, 8), (1, 4)], image_size=IMAGE_SIZE)
-    lowered, lower = [], steps._lower
-    steps._lower = lambda shape: lowered.append(shape) or lower(shape)
-    found = state, Metrics.empty()
-    assert lowered == []
-    for batch in batches:
-        found = steps(*found, data, batch)
-        assert lowered == [(1, 4)]
-    steps.background.shutdown()
-    chex.assert_trees_all_equal(found, expected)
