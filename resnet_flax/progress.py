@@ -13,7 +13,10 @@ from resnet_flax.config import TrainConfig
 from resnet_flax.metrics import EpochResult, Metrics
 
 SECONDS_BETWEEN_LINES = 60.0
-SECONDS_BEFORE_ESTIMATE = 20.0  # by then the compiler no longer takes its share
+# The length of the run is told by the speed in a while after the start, when the compiler may still
+# take its share of the machine.
+SECONDS_TO_SETTLE = 20.0
+SECONDS_OF_ESTIMATE = 10.0
 LONG_RUN_SECONDS = 600.0
 CHEAP_IMAGE_SIZE = 28  # Fashion-MNIST's own
 
@@ -56,6 +59,7 @@ class Progress:
         """
         started = last_line = time.perf_counter()
         title = f"epoch {epoch}/{self.epochs}"
+        settled, settled_at = done, started
         remaining_epochs = (self.epochs - epoch) * sum(sizes)
         with tqdm(
             total=len(sizes),
@@ -68,20 +72,23 @@ class Progress:
         ) as bar:
 
             def on_step(finished: int, metrics: Metrics) -> None:
-                nonlocal last_line
+                nonlocal last_line, settled, settled_at
                 if finished == done:
                     return
                 now = time.perf_counter()
                 rate = sum(sizes[done:finished]) / (now - started)
-                left = (remaining_epochs + sum(sizes) - int(metrics.count)) / rate
+                examples_left = remaining_epochs + sum(sizes) - int(metrics.count)
                 figures = (
                     f"loss {metrics.loss:.3f}, acc {metrics.accuracy:.3f}, "
-                    f"{rate:.1f} examples/s, {duration(left)} left"
+                    f"{rate:.1f} examples/s, {duration(examples_left / rate)} left"
                 )
                 bar.set_postfix_str(figures, refresh=False)
                 bar.update(finished - bar.n)
-                if not self.estimated and now - started > SECONDS_BEFORE_ESTIMATE:
+                if now - started < SECONDS_TO_SETTLE:
+                    settled, settled_at = finished, now
+                elif not self.estimated and now - settled_at > SECONDS_OF_ESTIMATE:
                     self.estimated = True
+                    left = examples_left * (now - settled_at) / sum(sizes[settled:finished])
                     if left > LONG_RUN_SECONDS:
                         self.say(
                             f"this run will take about {duration(left)} (h:mm:ss) on this "

@@ -29,14 +29,19 @@ def test_a_long_run_is_announced_once_with_cheaper_choices(clock, capsys):
     reporter = Progress(TrainConfig(epochs=10))
     run_steps(reporter, clock, 10, seconds=15.0)
     error = capsys.readouterr().err
-    # The first step after 20 s is the second; 100 - 2 are left.
+    # It is told after the second step; 100 - 2 are left.
     assert error.count("this run will take about 0:24:30 (h:mm:ss)") == 1
     assert "cheaper: --recipe fast, --image-size 28, fewer --epochs" in error
 
 
-def test_the_first_seconds_announce_nothing(clock, capsys):
-    run_steps(Progress(TrainConfig(epochs=1000)), clock, 4, seconds=5.0)
-    assert "will take" not in capsys.readouterr().err
+def test_the_slow_first_seconds_do_not_count(clock, capsys):
+    with Progress(TrainConfig(epochs=1000)).epoch(1, [256] * 10) as on_step:
+        for finished, now in enumerate([0, 10, 19, 23, 27, 31]):
+            assert "will take" not in capsys.readouterr().err
+            clock[0] = now
+            on_step(finished, STEP)
+    # A step takes 4 s after the first 19; STEP says that all but one of 10,000 are left.
+    assert "will take about 11:06:36" in capsys.readouterr().err
 
 
 def test_a_short_run_is_not_announced(clock, capsys):
