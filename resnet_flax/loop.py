@@ -82,9 +82,10 @@ def fit(
     """
     if position.epoch > job.epochs:
         return state, position
-    sizes = [len(indices) for indices in job.batches(1)]
-    starts = (position.steps, 0)
-    shapes = [each.shape for start in starts for each in stack_batches(job.batches(1)[start:])]
+    batches = job.batches(1)
+    sizes = [len(indices) for indices in batches]
+    starts = dict.fromkeys((position.steps, 0))
+    shapes = [each.shape for start in starts for each in stack_batches(batches[start:])]
     with progress.compiling():
         steps = compile_train_steps(
             state,

@@ -1,7 +1,7 @@
 """The compiled programs of a run's training steps: which are made when."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -37,8 +37,8 @@ class TrainPrograms:
         self._compiling: dict[tuple[int, ...], Future[jax.stages.Compiled]] = {}
         self.background = ThreadPoolExecutor()
         if jax.default_backend() != "cpu":
-            self._compile_others()
-            wait(self._compiling.values())
+            for shape in tuple(self._others):
+                self.program(shape)
 
     def __call__(
         self, state: TrainState, metrics: Metrics, data: Images, batches: Int[Array, "S B"]
