@@ -33,11 +33,14 @@ class TrainPrograms:
     ) -> None:
         first, *self._others = shapes
         self._lower = lower
-        self._compiled = {first: lower(first).compile()}
         self._compiling: dict[tuple[int, ...], Future[jax.stages.Compiled]] = {}
         self.background = ThreadPoolExecutor()
-        if jax.default_backend() != "cpu":
-            for shape in tuple(self._others):
+        lowered = lower(first)
+        if all_first := jax.default_backend() != "cpu":
+            self._compile_others()
+        self._compiled = {first: lowered.compile()}
+        if all_first:
+            for shape in self._compiling:
                 self.program(shape)
 
     def __call__(
