@@ -13,9 +13,9 @@ from resnet_flax.config import TrainConfig
 from resnet_flax.metrics import EpochResult, Metrics
 
 SECONDS_BETWEEN_LINES = 60.0
-# The length of the run is told by the speed in a while after the start, when the compiler may still
-# take its share of the machine.
-SECONDS_TO_SETTLE = 20.0
+# The length of the run is told by the speed when the compiler no longer takes its share of the
+# machine: beside training, the last batch's program takes up to three times as long as the first.
+COMPILATIONS_TO_SETTLE = 3
 SECONDS_OF_ESTIMATE = 10.0
 LONG_RUN_SECONDS = 600.0
 CHEAP_IMAGE_SIZE = 28  # Fashion-MNIST's own
@@ -31,6 +31,7 @@ class Progress:
             self.cheaper = f"--recipe fast, --image-size {CHEAP_IMAGE_SIZE}, {self.cheaper}"
         self.first = jax.process_index() == 0  # of several processes it alone speaks
         self.terminal = sys.stderr.isatty() and self.first
+        self.seconds_to_settle = 0.0
         self.estimated = False
 
     def say(self, line: str) -> None:
@@ -44,7 +45,9 @@ class Progress:
         self.say("compiling the training step ...")
         started = time.perf_counter()
         yield
-        self.say(f"compiled in {time.perf_counter() - started:.1f} s")
+        seconds = time.perf_counter() - started
+        self.seconds_to_settle = COMPILATIONS_TO_SETTLE * seconds
+        self.say(f"compiled in {seconds:.1f} s")
 
     @contextmanager
     def epoch(
@@ -84,7 +87,7 @@ class Progress:
                 )
                 bar.set_postfix_str(figures, refresh=False)
                 bar.update(finished - bar.n)
-                if now - started < SECONDS_TO_SETTLE:
+                if now - started < self.seconds_to_settle:
                     settled, settled_at = finished, now
                 elif not self.estimated and now - settled_at > SECONDS_OF_ESTIMATE:
                     self.estimated = True
