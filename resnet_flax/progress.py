@@ -31,7 +31,7 @@ class Progress:
             self.cheaper = f"--recipe fast, --image-size {CHEAP_IMAGE_SIZE}, {self.cheaper}"
         self.first = jax.process_index() == 0  # of several processes it alone speaks
         self.terminal = sys.stderr.isatty() and self.first
-        self.seconds_to_settle = 0.0
+        self.settles_at = 0.0  # on time.perf_counter's clock
         self.estimated = False
 
     def say(self, line: str) -> None:
@@ -45,9 +45,9 @@ class Progress:
         self.say("compiling the training step ...")
         started = time.perf_counter()
         yield
-        seconds = time.perf_counter() - started
-        self.seconds_to_settle = COMPILATIONS_TO_SETTLE * seconds
-        self.say(f"compiled in {seconds:.1f} s")
+        ended = time.perf_counter()
+        self.settles_at = ended + COMPILATIONS_TO_SETTLE * (ended - started)
+        self.say(f"compiled in {ended - started:.1f} s")
 
     @contextmanager
     def epoch(
@@ -87,7 +87,7 @@ class Progress:
                 )
                 bar.set_postfix_str(figures, refresh=False)
                 bar.update(finished - bar.n)
-                if now - started < self.seconds_to_settle:
+                if now < self.settles_at:
                     settled, settled_at = finished, now
                 elif not self.estimated and now - settled_at > SECONDS_OF_ESTIMATE:
                     self.estimated = True

@@ -47,6 +47,16 @@ def test_steps_beside_the_compiler_do_not_count(clock, capsys):
     assert "will take about 11:06:36" in capsys.readouterr().err
 
 
+def test_a_later_epoch_does_not_wait_for_the_compiler_again(clock, capsys):
+    progress = Progress(TrainConfig(epochs=1000))
+    with progress.compiling():
+        clock[0] = 7.0
+    run_steps(progress, clock, 10, seconds=2.0)  # settled at 28, it ends at 29
+    assert "will take" not in capsys.readouterr().err
+    run_steps(progress, clock, 6, seconds=2.0)
+    assert "will take" in capsys.readouterr().err
+
+
 def test_a_short_run_is_not_announced(clock, capsys):
     run_steps(Progress(TrainConfig(epochs=10)), clock, 10, seconds=1.0)
     assert "will take" not in capsys.readouterr().err
