@@ -1,6 +1,7 @@
 """Exported programs are run beside the network, each in its own engine."""
 
 import builtins
+import shutil
 import subprocess
 import sys
 
@@ -119,7 +120,8 @@ assert not any(name.startswith(("flax", "resnet_flax")) for name in sys.modules)
 
 
 def test_the_stablehlo_file_needs_jax_alone(shared_run, program, tmp_path):
-    folder, network, variables, _ = shared_run
+    _, network, variables, _ = shared_run
+    folder = shutil.copytree(shared_run.folder, tmp_path / "run")
     code, said, error = program(folder, "--to", "stablehlo")
     assert (code, error) == (0, "")
     path = folder / "model.stablehlo"
@@ -143,7 +145,7 @@ def test_the_onnx_file(shared_run, program, tmp_path):
 
 
 def test_a_link_in_the_folder_is_replaced_not_followed(shared_run, program, tmp_path):
-    folder, *_ = shared_run
+    folder = shutil.copytree(shared_run.folder, tmp_path / "run")
     (tmp_path / "precious").write_text("precious")
     (folder / "model.onnx").symlink_to(tmp_path / "precious")
     assert program(folder, "--to", "onnx")[0] == 0
