@@ -6,7 +6,9 @@ are in NHWC and float64, weights in Flax's order of axes under Flax's names.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -83,17 +85,18 @@ def run_torch(torch_module: Any, images: np.ndarray, train: bool) -> dict[str, T
     if parameter is None:
         raise InputError("the PyTorch module has no parameters")
     nchw = images.astype(np.float64).transpose((0, 3, 1, 2) if images.ndim == 4 else None)
-    try:
-        output = net(parameter.new_tensor(nchw).requires_grad_())
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        message = " ".join(str(error).split())
-        raise InputError(f"the PyTorch module fails on the images: {message}") from error
-    if "" not in outputs:
-        raise InputError(f"the PyTorch module returns a {type(output).__name__}, not a tensor")
-    cotangent = np.random.default_rng(0).standard_normal(output.shape)
-    (output * output.new_tensor(cotangent)).sum().backward()
+    with _without_onednn():
+        try:
+            output = net(parameter.new_tensor(nchw).requires_grad_())
+        except (RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            message = " ".join(str(error).split())
+            raise InputError(f"the PyTorch module fails on the images: {message}") from error
+        if "" not in outputs:
+            raise InputError(f"the PyTorch module returns a {type(output).__name__}, not a tensor")
+        cotangent = np.random.default_rng(0).standard_normal(output.shape)
+        (output * output.new_tensor(cotangent)).sum().backward()
     return {
         name: TorchLayer(
             module=before[name],
@@ -106,6 +109,21 @@ def run_torch(torch_module: Any, images: np.ndarray, train: bool) -> dict[str, T
         )
         for name, output in outputs.items()
     }
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """PyTorch's own convolutions.
+
+    oneDNN of PyTorch 2.13.0 writes beyond its memory on AVX2 processors: the gradients of a 1x1
+    convolution of stride 2 on transposed images end the process.
+    """
+    onednn = sys.modules["torch"].backends.mkldnn
+    before, onednn.enabled = onednn.enabled, False
+    try:
+        yield
+    finally:
+        onednn.enabled = before
 
 
 class FlaxRun(NamedTuple):

@@ -281,7 +281,9 @@ def sgd_differences(
             gradients, statistics = gradient_function(case, dtype)(variables, x, labels)
             updates, state = optimiser.update(gradients, state, params)
             params = optax.apply_updates(params, updates)
-            step_of_theirs(net, their_optimiser, torch.from_numpy(x).permute(0, 3, 1, 2), labels)
+            # Not a view: oneDNN's gradients on transposed images may end the process.
+            their_images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+            step_of_theirs(net, their_optimiser, their_images, labels)
 
             leaves = flatten_dict({"batch_stats": statistics})
             found = {keys[leaf]: value for leaf, value in leaves.items()}

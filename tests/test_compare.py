@@ -358,3 +358,21 @@ def test_misuse_is_told_in_one_line(changes: dict[str, Any], message: str) -> No
     with pytest.raises(InputError, match=message) as caught:
         compare_with_torch(**{"images": IMAGES, **given})
     assert "\n" not in str(caught.value)
+
+
+def test_pytorch_computes_without_onednn_and_has_it_back() -> None:
+    # oneDNN's gradients on transposed images end the process on AVX2 processors.
+    class Watched(torch.nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.backends.mkldnn.enabled)
+            return super().forward(x)
+
+    seen: list[bool] = []
+    net = Watched(4, 4, 1, stride=2, bias=False)
+    variables = {"params": {"kernel": net.weight.detach().numpy().transpose(2, 3, 1, 0)}}
+    before = torch.backends.mkldnn.enabled
+    comparison = compare_with_torch(
+        Conv(4, 1, 2, use_bias=False), variables, net, IMAGES, arguments={}
+    )
+    assert comparison.findings == ()
+    assert (seen, torch.backends.mkldnn.enabled) == ([False], before)
