@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_flax.data import Dataset, load_fashion_mnist, shuffled_batches
+from resnet_flax.data.fashion_mnist import Dataset, load_fashion_mnist, shuffled_batches
 
 # Reads a batch and trains on it; returns the seconds of the step alone, as D2L counts them.
 TrainBatch = Callable[[np.ndarray], float]
@@ -25,16 +25,16 @@ Contender = tuple[TrainBatch, EvaluateBatch]
 
 def resnet_flax(options: argparse.Namespace, data: Dataset) -> Contender:
     """This library: `train_step` and `eval_step` as `train.py` runs them."""
-    from resnet_flax.runtime import configure_runtime
+    from resnet_flax.machine.runtime import configure_runtime
 
     configure_runtime()
     import jax
     import optax
 
-    from resnet_flax.metrics import Metrics
-    from resnet_flax.model import build_model
-    from resnet_flax.programs import compile_train_steps
-    from resnet_flax.training import Images, create_train_state, eval_step
+    from resnet_flax.nn.resnet import build_model
+    from resnet_flax.training.compilation import compile_train_steps
+    from resnet_flax.training.metrics import Metrics
+    from resnet_flax.training.step import Images, create_train_state, eval_step
 
     size = options.image_size
     placed = Images.place(data.images, data.labels)
@@ -65,8 +65,8 @@ def plain_flax(options: argparse.Namespace, data: Dataset) -> Contender:
     import optax
 
     from benchmarks.plain_flax import PlainResNet
-    from resnet_flax.model import ARCHITECTURES
-    from resnet_flax.preprocessing import prepare_images
+    from resnet_flax.nn.preprocessing import prepare_images
+    from resnet_flax.nn.resnet import ARCHITECTURES
 
     block, stage_sizes = ARCHITECTURES[options.model]
     model = PlainResNet(stage_sizes, block.__name__ == "Bottleneck")
@@ -113,8 +113,8 @@ def pytorch(options: argparse.Namespace, data: Dataset) -> Contender:
     import torch
     from PIL import Image
 
-    from resnet_flax.model import ARCHITECTURES
-    from tests.torch_reference import TorchvisionResNet, d2l_init
+    from resnet_flax.nn.resnet import ARCHITECTURES
+    from tests.support.torch_reference import TorchvisionResNet, d2l_init
 
     block, stage_sizes = ARCHITECTURES[options.model]
     on_gpu = torch.cuda.is_available()

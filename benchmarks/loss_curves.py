@@ -13,14 +13,14 @@ import optax
 import torch
 from matplotlib.figure import Figure
 
-from resnet_flax.data import Dataset, load_fashion_mnist, shuffled_batches
-from resnet_flax.metrics import Metrics
-from resnet_flax.model import resnet18
-from resnet_flax.preprocessing import prepare_images
-from resnet_flax.runtime import configure_runtime
-from resnet_flax.torch_weights import to_torch
-from resnet_flax.training import Images, create_train_state, train_step
-from tests.torch_reference import d2l_resnet18
+from resnet_flax.data.fashion_mnist import Dataset, load_fashion_mnist, shuffled_batches
+from resnet_flax.machine.runtime import configure_runtime
+from resnet_flax.nn.preprocessing import prepare_images
+from resnet_flax.nn.resnet import resnet18
+from resnet_flax.training.metrics import Metrics
+from resnet_flax.training.step import Images, create_train_state, train_step
+from resnet_flax.weights.state_dict import to_torch
+from tests.support.torch_reference import d2l_resnet18
 
 LEARNING_RATE = 0.05
 

@@ -11,9 +11,17 @@ import jax
 import numpy as np
 import torch
 
-from resnet_flax.data import Dataset, load_fashion_mnist
-from resnet_flax.runtime import configure_runtime
-from tests.parity import BLOCKS, NETWORKS, OPTIMISERS, STAGES, Case, differences, sgd_differences
+from resnet_flax.data.fashion_mnist import Dataset, load_fashion_mnist
+from resnet_flax.machine.runtime import configure_runtime
+from tests.support.parity import (
+    BLOCKS,
+    NETWORKS,
+    OPTIMISERS,
+    STAGES,
+    Case,
+    differences,
+    sgd_differences,
+)
 
 LEVELS = {
     "eval": "(a) eval forward",

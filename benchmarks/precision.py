@@ -15,12 +15,12 @@ import numpy as np
 import optax
 import torch
 
-from resnet_flax.data import load_fashion_mnist
-from resnet_flax.model import resnet18
-from resnet_flax.preprocessing import prepare_images
-from resnet_flax.runtime import configure_runtime
-from resnet_flax.torch_weights import to_torch
-from tests.torch_reference import d2l_resnet18
+from resnet_flax.data.fashion_mnist import load_fashion_mnist
+from resnet_flax.machine.runtime import configure_runtime
+from resnet_flax.nn.preprocessing import prepare_images
+from resnet_flax.nn.resnet import resnet18
+from resnet_flax.weights.state_dict import to_torch
+from tests.support.torch_reference import d2l_resnet18
 
 SHOWN = ("logits", "7.weight", "4.0.conv1.weight", "2.0.conv1.weight", "0.0.weight")
 

@@ -21,16 +21,16 @@ SMALL = 100_000  # bytes; below, an all-reduce takes its latency
 def count_all_reduces(model_name: str, image_size: int) -> list[int]:
     """Bytes of each all-reduce of the compiled step."""
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
-    from resnet_flax.runtime import configure_runtime
+    from resnet_flax.machine.runtime import configure_runtime
 
     configure_runtime()
     import numpy as np
     import optax
 
-    from resnet_flax.model import build_model
-    from resnet_flax.programs import compile_train_steps
-    from resnet_flax.sharding import data_mesh, replicate
-    from resnet_flax.training import Images, create_train_state
+    from resnet_flax.machine.devices import data_mesh, replicate
+    from resnet_flax.nn.resnet import build_model
+    from resnet_flax.training.compilation import compile_train_steps
+    from resnet_flax.training.step import Images, create_train_state
 
     mesh = data_mesh()
     images, labels = np.zeros((DEVICES, 28, 28, 1), np.uint8), np.zeros(DEVICES, np.int32)

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from resnet_flax.model import build_model
-from resnet_flax.runtime import BARRIER_FLAG, YNNPACK_FLAG
-from resnet_flax.summary import summarize
+from resnet_flax.machine.runtime import BARRIER_FLAG, YNNPACK_FLAG
+from resnet_flax.nn.resnet import build_model
+from resnet_flax.nn.summary import summarize
 
 # Both frameworks ask for gigabytes at each step; this keeps the C library from giving them back.
 ALLOCATOR = {

@@ -11,13 +11,13 @@ import time
 import jax
 
 from resnet_flax import Residual, configure_runtime, resnet18
-from resnet_flax.command_line import run_command
-from resnet_flax.data import load_fashion_mnist, shuffled_batches
-from resnet_flax.metrics import Metrics
-from resnet_flax.recipes import RECIPES, build_optimizer
-from resnet_flax.runtime import device_name, keep_compiled_programs
-from resnet_flax.summary import print_table, summarize
-from resnet_flax.training import Images, create_train_state, evaluate, train_step
+from resnet_flax.commands.command_line import run_command
+from resnet_flax.data.fashion_mnist import load_fashion_mnist, shuffled_batches
+from resnet_flax.machine.runtime import device_name, keep_compiled_programs
+from resnet_flax.nn.summary import print_table, summarize
+from resnet_flax.training.metrics import Metrics
+from resnet_flax.training.recipes import RECIPES, build_optimizer
+from resnet_flax.training.step import Images, create_train_state, evaluate, train_step
 
 
 def show_blocks() -> None:

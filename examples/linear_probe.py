@@ -17,13 +17,13 @@ import numpy as np
 import optax
 
 from resnet_flax import ResNet, build_model, configure_runtime
-from resnet_flax.command_line import run_command
-from resnet_flax.data import Dataset, load_fashion_mnist, shuffled_batches
-from resnet_flax.metrics import Metrics
-from resnet_flax.preprocessing import prepare_images
-from resnet_flax.recipes import RECIPES, build_optimizer
-from resnet_flax.runtime import keep_compiled_programs
-from resnet_flax.training import Images, TrainState, create_train_state, train_step
+from resnet_flax.commands.command_line import run_command
+from resnet_flax.data.fashion_mnist import Dataset, load_fashion_mnist, shuffled_batches
+from resnet_flax.machine.runtime import keep_compiled_programs
+from resnet_flax.nn.preprocessing import prepare_images
+from resnet_flax.training.metrics import Metrics
+from resnet_flax.training.recipes import RECIPES, build_optimizer
+from resnet_flax.training.step import Images, TrainState, create_train_state, train_step
 
 RECIPE = RECIPES["fast"]
 

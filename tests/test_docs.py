@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.foreign import import_timm
-from tests.snippets import ROOT, run_page, same, snippets
+from tests.support.foreign import import_timm
+from tests.support.snippets import ROOT, run_page, same, snippets
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FOREIGN_PAGES = [page for page in PAGES if any(snippet.foreign for snippet in snippets(page))]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ease.__main__ import LIBRARIES, count, make_given, run, table
-from tests.snippets import ROOT
+from tests.support.snippets import ROOT
 
 
 @pytest.fixture(scope="module")

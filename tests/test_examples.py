@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from examples import check_port
-from tests.snippets import ROOT
+from tests.support.snippets import ROOT
 
 
 def run_example(name: str, *flags: str) -> str:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.snippets import ROOT, run_page
-from tests.torch_reference import TorchvisionResNet
+from tests.support.snippets import ROOT, run_page
+from tests.support.torch_reference import TorchvisionResNet
 
 README = (ROOT / "README.md").read_text()
 

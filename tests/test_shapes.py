@@ -11,11 +11,15 @@ import pytest
 from beartype import beartype
 from jaxtyping import TypeCheckError, jaxtyped
 
-from resnet_flax import convolution, operations, preprocessing, recipes, training
-from resnet_flax.blocks import Bottleneck, Residual, Stage
-from resnet_flax.layers import BatchNorm, Conv, Dense
-from resnet_flax.metrics import Metrics
-from resnet_flax.model import ResNet
+from resnet_flax.nn import preprocessing
+from resnet_flax.nn.blocks import Bottleneck, Residual, Stage
+from resnet_flax.nn.layers import BatchNorm, Conv, Dense
+from resnet_flax.nn.ops import convolution
+from resnet_flax.nn.ops import normalization as operations
+from resnet_flax.nn.resnet import ResNet
+from resnet_flax.training import recipes
+from resnet_flax.training import step as training
+from resnet_flax.training.metrics import Metrics
 
 FAST = recipes.RECIPES["fast"]
 KEY = jax.eval_shape(lambda: jax.random.key(0))

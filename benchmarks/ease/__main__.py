@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from tests.torch_reference import TorchvisionResNet, randomise_norms
+from tests.support.torch_reference import TorchvisionResNet, randomise_norms
 
 HERE = Path(__file__).parent
 LIBRARIES = ("resnet_flax", "timm", "keras_hub", "flaxmodels")

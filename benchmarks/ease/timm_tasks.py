@@ -2,7 +2,7 @@
 
 from benchmarks.ease import given
 from benchmarks.ease.given import FOLDER, WEIGHTS, colour, grey, labels
-from tests.foreign import import_timm
+from tests.support.foreign import import_timm
 
 import_timm()  # where torchvision's operators do not load, timm needs help
 

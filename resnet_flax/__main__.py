@@ -1,0 +1,45 @@
+"""The command ``resnet-flax``: ``resnet-flax train --epochs 10``, and the package's other programs.
+
+It stands beside the package, since importing that takes seconds, in which a signal should end the
+program at once, and quietly.
+"""
+
+import importlib
+import os
+import signal
+import sys
+
+COMMANDS = {
+    "train": "train a network",
+    "predict": "tell what images show",
+    "evaluate": "score a trained network",
+    "export": "write a network for programs without this package",
+    "convert": "rewrite a PyTorch checkpoint",
+    "summary": "list a network's layers, shapes and parameters",
+}
+"""Modules of `resnet_flax` with a ``main``, and what they are for."""
+
+
+def run(command: str) -> int:
+    """Runs one of the programs on the command line's flags; returns its exit code."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # there is nothing to lose yet
+        signal.signal(each, lambda signum, frame: os._exit(128 + signum))
+    program = importlib.import_module(f"resnet_flax.commands.{command}")
+    from resnet_flax.commands.command_line import run_command
+
+    return run_command(program.main)
+
+
+def main() -> int:
+    """Runs the program that the first argument names on the others."""
+    given = sys.argv[1] if len(sys.argv) > 1 else ""
+    if given in COMMANDS:
+        sys.argv = [f"resnet-flax {given}", *sys.argv[2:]]  # what messages call the program
+        return run(given)
+    listed = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
+    if given in ("-h", "--help"):
+        print(f"usage: resnet-flax COMMAND ...\n\n{listed}\n\nresnet-flax COMMAND --help says more")
+        return 0
+    wrong = f"unknown command {given!r}" if given else "no command"
+    print(f"resnet-flax: error: {wrong}: choose from {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2

@@ -1,0 +1,109 @@
+"""Flags from a configuration's fields, and errors as one line with the right exit code."""
+
+import argparse
+import dataclasses
+import difflib
+import shlex
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from resnet_flax.errors import InputError, TrainingError
+from resnet_flax.machine.interruption import Interrupted
+from resnet_flax.runs.config import TrainConfig, flag
+from resnet_flax.training.recipes import RECIPES
+
+BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An `argparse` parser whose errors are one line, with the flag that was probably meant.
+
+    Args:
+        prog: what messages call the program, unless ``resnet-flax`` started it.
+        **options: as of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        by_command = sys.argv[0].startswith("resnet-flax ")
+        super().__init__(None if by_command else prog, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and exits with code 2."""
+        message = " ".join(message.split())  # an argument may hold line breaks
+        word = message.rpartition("unrecognized arguments: ")[2].partition(" ")[0]
+        near = difflib.get_close_matches(word, self._option_string_actions, n=1)
+        hint = f"did you mean {near[0]}?" if near and "unrecognized" in message else "see --help"
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}; {hint}\n")
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """Reads a `TrainConfig` from the command line; the recipe fills in what no flag sets.
+
+    Raises:
+        InputError: when a value is out of range.
+        SystemExit: for ``--help`` (code 0) and for unknown or malformed flags (code 2).
+    """
+    parser = OneLineParser(
+        description="Trains a residual network; without flags as D2L does on Fashion-MNIST.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    hints = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        text = field.metadata["help"]
+        if hints[field.name] is bool:
+            parser.add_argument(flag(field.name), action="store_true", help=text)
+            continue
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        kind = _plain_type(hints[field.name])
+        metavar = None if "choices" in field.metadata else kind.__name__.upper()
+        parser.add_argument(
+            flag(field.name),
+            type=kind,
+            choices=field.metadata.get("choices"),
+            metavar=metavar,
+            help=text,
+        )
+    given = vars(parser.parse_args(arguments))
+    recipe = RECIPES[given.get("recipe", TrainConfig.recipe)]
+    return TrainConfig(**{**recipe.flags(), **given})
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Runs a program's body; returns its exit code, with errors printed as one line on stderr."""
+    try:
+        command()
+    except InputError as error:
+        return _report(f"error: {error}", BAD_INPUT)
+    except TrainingError as error:
+        return _report(f"failed: {error}", FAILED)
+    except OSError as error:  # such as a full disk, wherever it shows
+        return _report(f"failed: {error}", FAILED)
+    except Interrupted as stop:
+        program, *flags = sys.argv
+        program = f"python {shlex.quote(program)}" if program.endswith(".py") else program
+        resume = [*flags, *(() if "--resume" in flags else ("--resume",))]
+        mend = f"{stop.saved}; go on with: {program} {shlex.join(resume)}"
+        return _report(
+            f"interrupted: {mend if stop.saved else 'nothing was lost'}", SIGNALLED + stop.signum
+        )
+    except KeyboardInterrupt:
+        return _report("interrupted", SIGNALLED + signal.SIGINT)
+    return 0
+
+
+def _report(message: str, code: int) -> int:
+    print(Path(sys.argv[0]).name + ":", *message.split(), file=sys.stderr)  # on one line
+    return code
+
+
+def _plain_type(hint: type | types.UnionType) -> type:
+    """``int | None`` -> ``int``."""
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
+    return kinds[0]

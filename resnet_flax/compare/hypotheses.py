@@ -1,0 +1,216 @@
+"""Why a Flax layer differs from its PyTorch counterpart: hypotheses, tried on PyTorch's own input.
+
+Each repeats PyTorch's arithmetic with one thing changed; the cause is the change that gives Flax's
+output. All arrays are NHWC and float64, weights in Flax's order of axes under Flax's names.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from resnet_flax.compare.recording import TorchLayer, Weights
+
+Close = Callable[[Any, Any], bool]
+PADDINGS: tuple[str | int, ...] = ("SAME", "VALID", 0, 1, 2, 3)
+STRIDES = (1, 2, 3, 4)
+
+
+class Cause(NamedTuple):
+    """A likely cause.
+
+    Attributes:
+        name: what a search would find, such as "padding".
+        detail: a clause that says what was seen.
+        stride_ratio: Flax's step over PyTorch's, where the cause is the strides.
+    """
+
+    name: str
+    detail: str
+    stride_ratio: float = 1.0
+
+
+def explain_output(
+    layer: TorchLayer, found: np.ndarray, weights: Weights, train: bool, close: Close
+) -> Cause:
+    """Why a layer with Flax's ``weights`` makes ``found`` of PyTorch's input."""
+    cause = None
+    if found.ndim != layer.output.ndim or found.shape[-1] != layer.output.shape[-1]:
+        cause = Cause("shape", f"{found.shape} instead of {layer.output.shape}")
+    elif "kernel" in layer.weights and layer.input.ndim == 4:
+        cause = _explain_convolution(layer, found, weights, close)
+    elif "kernel" in layer.weights and layer.input.ndim == 2:
+        cause = _explain_dense(layer, found, close)
+    elif "mean" in layer.weights:
+        cause = _explain_norm(layer, found, train, close)
+    if cause:
+        return cause
+    both = layer.weights.keys() & weights.keys()
+    if wrong := sorted(leaf for leaf in both if not close(weights[leaf], layer.weights[leaf])):
+        return Cause("weights", f"other values before the run: {', '.join(wrong)}")
+    if found.shape != layer.output.shape:
+        return Cause("shape", f"{found.shape} instead of {layer.output.shape}")
+    if not layer.weights:
+        return explain_between(found, layer.output, (), close)
+    return Cause("unknown", "the weights agree, but the outputs do not")
+
+
+def explain_statistics(
+    layer: TorchLayer, before: Weights, after: Weights, close: Close
+) -> list[Cause]:
+    """Why running statistics went from ``before`` to ``after``; nothing where they agree."""
+    if all(close(after[leaf], layer.weights_after[leaf]) for leaf in ("mean", "var")):
+        return []
+    if not all(close(before[leaf], layer.weights[leaf]) for leaf in ("mean", "var")):
+        return [Cause("weights", "the running statistics differ before the run")]
+    mean, var, count = _moments(layer.input)
+    way = mean - before["mean"]
+    rate = float((after["mean"] - before["mean"]) @ way / (way @ way)) if way.any() else 0.0
+    momentum = layer.module.momentum
+
+    def moved(leaf: str, target: np.ndarray, share: float) -> bool:
+        return close(after[leaf], before[leaf] + share * (target - before[leaf]))
+
+    causes = []
+    if momentum is None or not moved("mean", mean, momentum):
+        theirs = "the mean over all batches" if momentum is None else f"{momentum:.2g}"
+        causes.append(
+            Cause(
+                "BN momentum",
+                f"a new batch weighs {rate:.2g} in Flax (momentum={1 - rate:.2g} of "
+                f"nn.BatchNorm), in PyTorch {theirs}",
+            )
+        )
+    if not moved("var", var * count / max(1, count - 1), rate) and moved("var", var, rate):
+        causes.append(
+            Cause("biased variance", "the running variance takes n, in PyTorch n - 1, in its mean")
+        )
+    return causes or [Cause("unknown", "the running statistics are updated in another way")]
+
+
+def explain_between(
+    found: np.ndarray, expected: np.ndarray, layers: Iterable[TorchLayer], close: Close
+) -> Cause:
+    """Why values made of PyTorch's outputs by pooling, adding or activating differ."""
+    for layer in layers:
+        # Only max pooling has this attribute.
+        if hasattr(layer.module, "return_indices") and np.array_equal(layer.output, expected):
+            window, strides = _pair(layer.module.kernel_size), _pair(layer.module.stride)
+            for padding in PADDINGS:
+                edges = _edges(padding)
+                if close(found, nn.max_pool(jnp.asarray(layer.input), window, strides, edges)):
+                    theirs = layer.module.padding
+                    return Cause("padding", f"max pooling with {padding!r} instead of {theirs}")
+    if found.shape != expected.shape:
+        return Cause("shape", f"{found.shape} instead of {expected.shape}")
+    if close(np.maximum(found, 0), expected):
+        return Cause("activation", "equal if a ReLU followed")
+    if close(found, np.maximum(expected, 0)):
+        return Cause("activation", "equal if the ReLU were left out")
+    return Cause("between layers", "they agree; a ReLU, addition or pooling among them does not")
+
+
+def _explain_convolution(
+    layer: TorchLayer, found: np.ndarray, weights: Weights, close: Close
+) -> Cause | None:
+    conv, kernel = layer.module, layer.weights["kernel"]
+    bias = layer.weights.get("bias", np.zeros(1))
+    turned = [
+        ("height and width swapped", kernel.swapaxes(0, 1)),
+        ("rotated by 180 degrees", kernel[::-1, ::-1]),
+        ("input and output channels swapped", kernel.swapaxes(2, 3)),
+    ]
+    guesses: list[tuple[Cause, dict[str, Any]]] = [
+        *(
+            (Cause("transposed kernel", f"equal if it were {how}"), {"kernel": value})
+            for how, value in turned
+            if value.shape == kernel.shape
+        ),
+        *(
+            (Cause("padding", f"{p!r} in Flax, {conv.padding} in PyTorch"), {"padding": p})
+            for p in PADDINGS
+        ),
+        *(
+            (
+                Cause("strides", f"{s} in Flax, {conv.stride} in PyTorch", s / conv.stride[0]),
+                {"strides": (s, s)},
+            )
+            for s in STRIDES
+        ),
+        (Cause("bias", "Flax adds none, or zeros"), {"bias": np.zeros(1)}),
+        (Cause("bias", "PyTorch has another, or none"), {"bias": weights.get("bias", bias)}),
+    ]
+    settings = {"kernel": kernel, "bias": bias, "strides": conv.stride, "padding": conv.padding}
+
+    def convolve(kernel: Any, bias: Any, strides: Any, padding: Any) -> Any:
+        return bias + lax.conv_general_dilated(
+            jnp.asarray(layer.input),
+            jnp.asarray(kernel),
+            strides,
+            _edges(padding),
+            rhs_dilation=conv.dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=conv.groups,
+        )
+
+    fitting = (
+        cause for cause, change in guesses if close(found, convolve(**{**settings, **change}))
+    )
+    return next(fitting, None)
+
+
+def _explain_dense(layer: TorchLayer, found: np.ndarray, close: Close) -> Cause | None:
+    kernel, bias = layer.weights["kernel"], layer.weights.get("bias", np.zeros(1))
+    if kernel.shape == kernel.T.shape and close(found, layer.input @ kernel.T + bias):
+        return Cause("transposed kernel", "equal if inputs and outputs were swapped")
+    if close(found, layer.input @ kernel):
+        return Cause("bias", "Flax adds none, or zeros")
+    return None
+
+
+def _explain_norm(layer: TorchLayer, found: np.ndarray, train: bool, close: Close) -> Cause | None:
+    x, theirs = layer.input, layer.module.eps
+    mean, var, count = _moments(x)
+    batch, running = (mean, var), (layer.weights["mean"], layer.weights["var"])
+    used = batch if train else running
+    other = running if train else batch
+    scale = layer.weights.get("scale", np.ones_like(mean))
+    bias = layer.weights.get("bias", np.zeros_like(mean))
+
+    def normalise(moments: tuple[Any, Any], epsilon: float) -> Any:
+        return (x - moments[0]) / np.sqrt(moments[1] + epsilon) * scale + bias
+
+    if close(found, normalise(other, theirs)):
+        which = "running statistics" if train else "batch's statistics"
+        return Cause("train mode", f"Flax normalises by the {which} though train={train}")
+    if train and close(found, normalise((mean, var * count / max(1, count - 1)), theirs)):
+        return Cause("unbiased variance", "PyTorch normalises by the biased one (n, not n - 1)")
+    # The slope of a channel's output over its input, scale / sqrt(var + epsilon), tells epsilon.
+    slope = ((x - mean) * found).mean(tuple(range(x.ndim - 1)))
+    seen = (slope != 0) & (scale != 0)
+    if seen.any():
+        sums = scale[seen] * var[seen] / slope[seen]
+        epsilon = max(0.0, float(np.median(sums**2 - used[1][seen])))
+        if close(found, normalise(used, epsilon)):
+            return Cause("eps", f"{epsilon:.2g} in Flax, {theirs:.2g} in PyTorch")
+    return None
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and biased variance of (..., C) over all axes but the last, and of how many values."""
+    axes = tuple(range(x.ndim - 1))
+    return x.mean(axes), x.var(axes), x.size // x.shape[-1]
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _edges(padding: Any) -> Any:
+    """PyTorch's padding in JAX's words."""
+    if isinstance(padding, str):
+        return padding.upper()
+    return [(pixels, pixels) for pixels in _pair(padding)]

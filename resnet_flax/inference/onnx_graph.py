@@ -1,0 +1,133 @@
+"""The network as an ONNX graph, of the plain operators that every runtime optimises.
+
+There is an exporter for JAX, jax2onnx, but none of its releases fits beside this package: 0.17.1
+asks for orbax-checkpoint < 0.11.37, and 0.13.0, the newest that does not, uses what JAX 0.10 has
+removed. So the operators are written out here, after `resnet_flax.nn.blocks` and `resnet_flax.nn.resnet`;
+who calls this runs the graph beside the network, and compares.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from resnet_flax.inference.pretrained import Network
+from resnet_flax.nn.blocks import Bottleneck
+from resnet_flax.nn.resnet import STEMS, ResNet
+from resnet_flax.weights.state_dict import to_torch
+
+OPERATORS = 17  # the version of ONNX' set of operators: of 2022, known everywhere
+
+
+def onnx_model(network: Network, variables: Any) -> onnx.ModelProto:
+    """Writes the forward pass in evaluation, in float32, for any number of images.
+
+    Args:
+        network: what to write.
+        variables: of ``network.model``.
+
+    Returns:
+        A model from ``images``, (N, H, W, C) in [0, 1], to ``logits``, (N, classes).
+    """
+    graph = _Graph(network.model, variables)
+    size, channels = network.image_size, network.image_shape[-1]
+    graph.network()
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "resnet",
+            [_float32("images", "N", size, size, channels)],
+            [_float32("logits", "N", len(network.classes))],
+            list(graph.weights.values()),
+        ),
+        producer_name="resnet_flax",
+        opset_imports=[helper.make_opsetid("", OPERATORS)],
+        ir_version=8,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _float32(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+class _Graph:
+    """Nodes and weights so far; images in between are NCHW. Each method returns its output's name.
+
+    The weights are those of PyTorch's state dict, whose order of axes is ONNX' too.
+    """
+
+    def __init__(self, model: ResNet, variables: Any) -> None:
+        self.model = model
+        self.values = to_torch(model, variables, dtype=np.float32)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, onnx.TensorProto] = {}
+
+    def network(self) -> str:
+        model = self.model
+        _, strides, pooled = STEMS[model.stem]
+        x = self.add("Transpose", "images", perm=(0, 3, 1, 2))
+        x = self.conv(x, "conv1", strides)
+        if not model.preactivation:
+            x = self.relu(self.norm(x, "bn1"))
+        if pooled:
+            x = self.add("MaxPool", x, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
+        for stage, blocks in enumerate(model.stage_sizes, start=1):
+            for index in range(blocks):
+                strides = 2 if stage > 1 and index == 0 else 1
+                x = self.block(x, f"layer{stage}.{index}", strides)
+        if model.preactivation:
+            x = self.relu(self.norm(x, "norm"))
+        x = self.add("Flatten", self.add("GlobalAveragePool", x))
+        weights = (self.weight("fc.weight"), self.weight("fc.bias"))
+        return self.add("Gemm", x, *weights, output="logits", transB=1)
+
+    def block(self, x: str, name: str, strides: int) -> str:
+        model = self.model
+        all_strides = [strides, 1]
+        if model.block is Bottleneck:
+            all_strides = [strides, 1, 1] if model.stride_first else [1, strides, 1]
+        y = shortcut = x
+        for index, step in enumerate(all_strides, start=1):
+            if model.preactivation:
+                y = self.relu(self.norm(y, f"{name}.bn{index}"))
+                shortcut = y if index == 1 and self.has(f"{name}.downsample.0") else shortcut
+                y = self.conv(y, f"{name}.conv{index}", step)
+            else:
+                y = self.norm(self.conv(y, f"{name}.conv{index}", step), f"{name}.bn{index}")
+                y = self.relu(y) if index < len(all_strides) else y
+        if self.has(f"{name}.downsample.0"):
+            shortcut = self.conv(shortcut, f"{name}.downsample.0", strides)
+            if model.norm_shortcut:
+                shortcut = self.norm(shortcut, f"{name}.downsample.1")
+        y = self.add("Add", shortcut, y)
+        return y if model.preactivation else self.relu(y)
+
+    def conv(self, x: str, name: str, strides: int) -> str:
+        size = self.values[f"{name}.weight"].shape[-1]
+        weights = [self.weight(f"{name}.weight")]
+        if self.model.use_bias:
+            weights.append(self.weight(f"{name}.bias"))
+        return self.add("Conv", x, *weights, strides=(strides, strides), pads=(size // 2,) * 4)
+
+    def norm(self, x: str, name: str) -> str:
+        parts = ("weight", "bias", "running_mean", "running_var")
+        weights = [self.weight(f"{name}.{part}") for part in parts]
+        return self.add("BatchNormalization", x, *weights, epsilon=self.model.epsilon)
+
+    def relu(self, x: str) -> str:
+        return self.add("Relu", x)
+
+    def has(self, name: str) -> bool:
+        return f"{name}.weight" in self.values
+
+    def weight(self, key: str) -> str:
+        self.weights[key] = numpy_helper.from_array(self.values[key], key)
+        return key
+
+    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        output = output or f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
+        return output

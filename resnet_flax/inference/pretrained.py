@@ -1,0 +1,235 @@
+"""A trained network from a folder: ``model, variables = from_pretrained("runs/mine")``.
+
+The folder is that of a run, or any that holds its ``config.json`` and ``model.safetensors``. It may
+come from a stranger: both files are checked before memory is taken for what they describe, no code
+comes from them, and no link leads out of the folder.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import jax.numpy as jnp
+
+from resnet_flax.errors import InputError, one_line
+from resnet_flax.nn.blocks import Block, Bottleneck, Residual
+from resnet_flax.nn.resnet import STEMS, ResNet
+from resnet_flax.runs.config import DTYPES
+from resnet_flax.weights.state_dict import from_torch, load_safetensors, variable_shapes
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+LARGEST_CONFIG = LARGEST_HEADER = 1_000_000  # bytes
+BYTES_OF_FLOAT64 = 8
+BLOCKS: dict[str, type[Block]] = {block.__name__: block for block in (Residual, Bottleneck)}
+MOST_STAGES, MOST_BLOCKS = 6, 200  # ResNet-152 has 4 and 50
+MOST_CLASSES, LONGEST_NAME, LONGEST_PATH = 10_000, 100, 1000
+LARGEST_IMAGE = 1024  # pixels, as --image-size
+CHOICES = {"block": tuple(BLOCKS), "stem": tuple(STEMS), "dtype": DTYPES}
+RANGES = {
+    "channels": (1, 4096),
+    "width_multiplier": (0.01, 100.0),
+    "dropout_rate": (0.0, 1.0),
+    "stochastic_depth_rate": (0.0, 1.0),
+    "momentum": (0.0, 1.0),
+    "epsilon": (0.0, 1.0),
+    "image_size": (1, LARGEST_IMAGE),
+    "seed": (0, 2**32 - 1),
+}
+SWITCHES = (
+    "use_bias",
+    "norm_shortcut",
+    "stride_first",
+    "preactivation",
+    "zero_init_residual",
+    "flip",
+    "dark_background",
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and what it was trained to see and to tell apart.
+
+    Attributes:
+        model: of ``len(classes)`` classes.
+        classes: their names, in the order of the logits.
+        image_shape: (H, W, C) of the data set's images.
+        image_size: height and width these are resized to, in pixels.
+        flip: average each image's logits with those of its mirror image.
+        dark_background: whether the data set's images are light things on a dark ground.
+        dataset: its name, as of ``train.py --dataset``.
+        seed: decides which of its images are for testing, where it does not say.
+    """
+
+    model: ResNet
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    image_size: int
+    flip: bool = False
+    dark_background: bool = True
+    dataset: str = "fashion_mnist"
+    seed: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that rebuilds it, for a JSON file; initialisers do not matter any more."""
+        fields = {field.name: getattr(self.model, field.name) for field in _model_fields()}
+        return {
+            **fields,
+            "block": self.model.block.__name__,
+            "stage_sizes": list(self.model.stage_sizes),
+            "dtype": jnp.dtype(self.model.dtype).name,
+            "classes": list(self.classes),
+            "image_shape": list(self.image_shape),
+            "image_size": self.image_size,
+            "flip": self.flip,
+            "dark_background": self.dark_background,
+            "dataset": self.dataset,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """The inverse of `as_json`, for content from anywhere.
+
+        Raises:
+            ValueError: when a value is missing, of the wrong kind, or out of range.
+        """
+        if not isinstance(content, Mapping):
+            raise ValueError('it has no table "network", as train.py writes it')
+        for name, choices in CHOICES.items():
+            _require(content.get(name) in [*choices], content, name)
+        for name, (low, high) in RANGES.items():
+            value: Any = content.get(name)
+            kinds = (int,) if isinstance(low, int) else (int, float)
+            _require(type(value) in kinds and low <= value <= high, content, name)
+        for name in SWITCHES:
+            _require(type(content.get(name)) is bool, content, name)
+        sizes = _integers(content, "stage_sizes", MOST_BLOCKS)
+        _require(len(sizes) <= MOST_STAGES and sum(sizes) <= MOST_BLOCKS, content, "stage_sizes")
+        shape = _integers(content, "image_shape", LARGEST_IMAGE)
+        _require(len(shape) == 3, content, "image_shape")
+        classes: Any = content.get("classes")
+        _require(isinstance(classes, list), content, "classes")
+        _require(1 <= len(classes) <= MOST_CLASSES, content, "classes")
+        _require(_printable(content.get("dataset"), LONGEST_PATH), content, "dataset")
+        _require(all(_printable(name, LONGEST_NAME) for name in classes), content, "classes")
+        fields = {field.name: content[field.name] for field in _model_fields()}
+        fields |= {"block": BLOCKS[content["block"]], "stage_sizes": sizes}
+        return cls(
+            model=ResNet(**fields, num_classes=len(classes)),
+            classes=tuple(classes),
+            image_shape=(shape[0], shape[1], shape[2]),
+            image_size=content["image_size"],
+            flip=content["flip"],
+            dark_background=content["dark_background"],
+            dataset=content["dataset"],
+            seed=content["seed"],
+        )
+
+
+def from_pretrained(path: str | os.PathLike[str]) -> tuple[ResNet, dict[str, Any]]:
+    """Loads a trained network.
+
+    Call it as ``model.apply(variables, images)``, images float32 in [0, 1] of shape (N, H, W, C).
+
+    Args:
+        path: a run folder, or one with its ``config.json`` and ``model.safetensors``.
+
+    Returns:
+        The network, and its variables ``{"params": ..., "batch_stats": ...}``, float32.
+
+    Raises:
+        InputError: when a file is missing, unreadable, damaged, or not of the network.
+    """
+    network, variables = read_pretrained(path)
+    return network.model, variables
+
+
+def read_pretrained(path: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]]:
+    """As `from_pretrained`, with all that is known about the network."""
+    config, weights = (_inside(Path(path), name) for name in (CONFIG, WEIGHTS))
+    network = _read_network(config)
+    channels = network.image_shape[-1]
+    try:
+        shapes = variable_shapes(network.model, channels)
+    except Exception as error:  # of many kinds: fields that are fine may not fit together
+        reason = one_line(error)[:200]
+        raise InputError(f"{config} describes no network that can be built: {reason}") from error
+    values = sum(math.prod(spec.shape) for spec in shapes.values())
+    needed = values * BYTES_OF_FLOAT64 + LARGEST_HEADER
+    if weights.stat().st_size > needed:
+        size = weights.stat().st_size
+        raise InputError(f"{weights} has {size:,} bytes; the network of {config} needs less")
+    try:
+        variables = from_torch(
+            network.model,
+            load_safetensors(weights),
+            in_channels=channels,
+            report=lambda line: None,  # of the counters that are left behind
+        )
+    except InputError as error:
+        raise InputError(f"{weights}: {one_line(error)[:1000]}") from error
+    return network, variables
+
+
+def _read_network(path: Path) -> Network:
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
+        content = json.loads(text)
+        return Network.from_json(content.get("network") if isinstance(content, dict) else None)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} describes no network: {one_line(error)[:200]}") from error
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A folder's own plain file; opening a pipe would wait for ever.
+
+    Raises:
+        InputError: when it is none.
+    """
+    path = folder / name
+    try:
+        home, real = folder.resolve(strict=True), path.resolve(strict=True)
+        plain = stat.S_ISREG(real.stat().st_mode)
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise InputError(
+            f"{folder} holds no trained network: cannot read {name} "
+            f"({getattr(error, 'strerror', None) or one_line(error)})"
+        ) from error
+    if not real.is_relative_to(home):
+        raise InputError(f"{path} is a link that leads out of the folder: put the file there")
+    if not plain:
+        raise InputError(f"{path} is not a file")
+    return real
+
+
+def _model_fields() -> list[dataclasses.Field[Any]]:
+    """Those of the network that a JSON file carries under their own names."""
+    known = {*CHOICES, *RANGES, *SWITCHES, "stage_sizes"}
+    return [field for field in dataclasses.fields(ResNet) if field.name in known]
+
+
+def _integers(content: Mapping[str, Any], name: str, most: int) -> tuple[int, ...]:
+    values: Any = content.get(name)
+    _require(isinstance(values, list) and 1 <= len(values) <= most, content, name)
+    _require(all(type(value) is int and 1 <= value <= most for value in values), content, name)
+    return tuple(values)
+
+
+def _printable(text: Any, most: int) -> bool:
+    """Whether it is text without line breaks, and without what steers a terminal."""
+    return isinstance(text, str) and text.isprintable() and 1 <= len(text) <= most
+
+
+def _require(fine: bool, content: Mapping[str, Any], name: str) -> None:
+    if not fine:
+        raise ValueError(f"{name} cannot be {content.get(name)!r:.100}")

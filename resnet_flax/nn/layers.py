@@ -1,0 +1,175 @@
+"""Convolution, batch normalisation and dense layer with PyTorch's semantics, in NHWC.
+
+Flax's own layers differ from PyTorch's in padding at stride 2, default initialisers, the meaning of
+``momentum`` and the running variance; these three are what the network is built from instead.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype, Initializer
+from jax import lax
+from jax.nn import initializers
+from jaxtyping import Array, Float
+
+from resnet_flax.nn.checks import check_channels
+from resnet_flax.nn.ops.convolution import convolve
+from resnet_flax.nn.ops.normalization import add_bias, batch_normalize
+
+# D2L's `train_ch6` draws every convolution and dense kernel from Xavier's uniform distribution.
+xavier_uniform: Initializer = initializers.xavier_uniform()
+# torchvision draws convolutions from He's normal distribution over fan-out, and ...
+kaiming_normal: Initializer = initializers.variance_scaling(2.0, "fan_out", "normal")
+# ... leaves its dense layer at PyTorch's default, uniform in +-1/sqrt(fan_in).
+pytorch_uniform: Initializer = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def uniform_bias(fan_in: int) -> Initializer:
+    """PyTorch's default bias: uniform in +-1/sqrt(fan_in), whatever the kernel's initialiser."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """2-D convolution as ``torch.nn.Conv2d``: a square kernel, explicit symmetric padding.
+
+    Flax's ``padding="SAME"`` pads only the bottom and right edges at stride 2; PyTorch's integer
+    padding pads all four, so the two give different outputs of the same shape.
+
+    Attributes:
+        features: number of output channels.
+        kernel_size: side of the square kernel, in pixels.
+        strides: step of the kernel, in pixels, along both axes.
+        padding: zeros added on each of the four edges, in pixels.
+        use_bias: whether a bias of shape (features,) is added.
+        kernel_init: initialiser of the kernel, shape (kernel_size, kernel_size, in, features).
+        dtype: dtype of the computation and the output.
+        param_dtype: dtype of the parameters.
+    """
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    kernel_init: Initializer = xavier_uniform
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 features"]:
+        """Convolves (N, H, W, C) into (N, H', W', features), H' = (H + 2p - k) // s + 1.
+
+        Raises:
+            ValueError: when the parameters were made for another C.
+        """
+        if self.has_variable("params", "kernel"):
+            check_channels("/".join(self.path), x, self.get_variable("params", "kernel"))
+        size, channels = self.kernel_size, x.shape[-1]
+        kernel = self.param(
+            "kernel", self.kernel_init, (size, size, channels, self.features), self.param_dtype
+        )
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
+        if self.use_bias:
+            bias_init = uniform_bias(channels * size * size)
+            bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
+            y = add_bias(y, bias)
+        return y
+
+
+class Dense(nn.Module):
+    """Dense layer as ``torch.nn.Linear``; the kernel is (in, features), PyTorch's transposed.
+
+    Attributes:
+        features: number of output features.
+        kernel_init: initialiser of the kernel; the bias is uniform in +-1/sqrt(in).
+        dtype: dtype of the computation and the output.
+        param_dtype: dtype of the parameters.
+    """
+
+    features: int
+    kernel_init: Initializer = xavier_uniform
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N inputs"]) -> Float[Array, "N features"]:
+        """Maps (N, in) to (N, features)."""
+        inputs = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (inputs, self.features), self.param_dtype)
+        bias = self.param("bias", uniform_bias(inputs), (self.features,), self.param_dtype)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over N, H and W as ``torch.nn.BatchNorm2d`` (Ioffe & Szegedy, 2015).
+
+    In training the batch is normalised by its own mean and *biased* variance, while the running
+    variance is updated with the *unbiased* one (n / (n - 1)), as PyTorch does and Flax does not.
+    Statistics are computed in float32 at least, whatever ``dtype``.
+
+    The running statistics are the collection ``batch_stats`` (``mean``, ``var``, each (C,)): pass
+    ``mutable=["batch_stats"]`` to ``apply`` when ``train=True``.
+
+    Attributes:
+        momentum: weight of the *new* batch in the running statistics, PyTorch's convention
+            (PyTorch's 0.1 is ``momentum=0.9`` of ``flax.linen.BatchNorm``).
+        epsilon: added to the variance before the square root.
+        scale_init: initialiser of the scale; zeros turn a residual block into the identity.
+        dtype: dtype of the output.
+        param_dtype: dtype of scale, bias and running statistics.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    scale_init: Initializer = initializers.ones
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*axes C"], train: bool = False) -> Float[Array, "*axes C"]:
+        """Normalises (..., C) over all axes but the last.
+
+        Raises:
+            ValueError: in training with one value per channel, whose variance is undefined, or
+                without ``mutable=["batch_stats"]``.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype)
+        bias = self.param("bias", initializers.zeros, (channels,), self.param_dtype)
+        running_mean = self.variable(
+            "batch_stats", "mean", jnp.zeros, (channels,), self.param_dtype
+        )
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), self.param_dtype)
+
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            if not self.is_mutable_collection("batch_stats"):
+                raise ValueError(
+                    "train=True updates the running statistics: pass mutable to apply, as in "
+                    "logits, updates = model.apply(variables, images, train=True, "
+                    'mutable=["batch_stats"])'
+                )
+            count = x.size // channels
+            if count < 2 and not self.is_initializing():
+                raise ValueError(
+                    "BatchNorm needs more than one value per channel when train=True, but the "
+                    f"input has shape {x.shape}: use a larger batch or image"
+                )
+            y, mean, var = batch_normalize(x, scale, bias, self.epsilon)
+            if not self.is_initializing():
+                rate = self.momentum
+                unbiased_var = var * (count / (count - 1))
+                running_mean.value = (1 - rate) * running_mean.value + rate * mean
+                running_var.value = (1 - rate) * running_var.value + rate * unbiased_var
+        else:
+            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+            y = (x - running_mean.value) * factor + bias
+        return y.astype(self.dtype)

@@ -1,0 +1,157 @@
+"""The convolution, with gradients and formulations of its own where a CPU is quicker with them.
+
+Every path gives the values of `jax.lax.conv_general_dilated` to float32 rounding. Which one is
+taken is decided when the program is compiled, by platform and shape: GPUs and TPUs keep the
+compiler's own.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+import resnet_flax.nn.ops.winograd as winograd
+
+# Winograd's transforms pay when each value they make is used often enough: that of a pixel by this
+# many channels, and that of the kernel by this many pixels for each of its channels.
+WINOGRAD_CHANNELS = 64
+WINOGRAD_PIXELS = 4
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "k k C features"], strides: int, padding: int
+) -> Float[Array, "N H2 W2 features"]:
+    """Cross-correlates images with a square kernel.
+
+    It has its own reverse-mode derivative, and so no forward-mode one (`jax.jvp`).
+
+    Args:
+        x: (N, H, W, C).
+        kernel: (k, k, C, features), of the same dtype.
+        strides: step of the kernel, in pixels, along both axes.
+        padding: zeros added on each of the four edges, in pixels.
+
+    Returns:
+        (N, H', W', features), H' = (H + 2 * padding - k) // strides + 1.
+    """
+    return _forward(x, kernel, strides, padding)[0]
+
+
+# Compiled as functions of their own, each is traced once for all layers of the same shape.
+@partial(jax.jit, static_argnums=(2, 3))
+def _forward(
+    x: jax.Array, kernel: jax.Array, strides: int, padding: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    on_cpu = partial(_convolve_on_cpu, strides=strides, padding=padding)
+    by_compiler = partial(_by_compiler, strides=strides, padding=padding)
+    y = lax.platform_dependent(x, kernel, cpu=on_cpu, default=by_compiler)
+    return y, (x, kernel)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _backward(
+    strides: int, padding: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    on_cpu = partial(_gradients_on_cpu, strides=strides, padding=padding)
+    by_compiler = partial(_gradients_by_compiler, strides=strides, padding=padding)
+    return lax.platform_dependent(*inputs, gradient, cpu=on_cpu, default=by_compiler)
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _by_compiler(x: jax.Array, kernel: jax.Array, *, strides: int, padding: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(strides, strides),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _gradients_by_compiler(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, strides: int, padding: int
+) -> tuple[jax.Array, jax.Array]:
+    convolution = partial(_by_compiler, strides=strides, padding=padding)
+    return jax.vjp(convolution, x, kernel)[1](gradient)
+
+
+def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, *, strides: int, padding: int) -> jax.Array:
+    if _winograd_pays(x, kernel, strides, padding):
+        return winograd.convolve(x, kernel)
+    if _compiler_is_slow(x, kernel, strides, padding):
+        return _by_columns(x, kernel, strides=strides, padding=padding)
+    return _by_compiler(x, kernel, strides=strides, padding=padding)
+
+
+def _gradients_on_cpu(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, strides: int, padding: int
+) -> tuple[jax.Array, jax.Array]:
+    # XLA transposes both for the kernel's gradient; fused into what computes them, that copy ran
+    # ten times as long, a quarter of a training step.
+    x, gradient = lax.optimization_barrier((x, gradient))
+    if _winograd_pays(x, kernel, strides, padding):
+        input_gradient = winograd.input_gradient(gradient, kernel)
+        # One after the other: side by side they would push each other's parts out of the cache.
+        x, gradient, input_gradient = lax.optimization_barrier((x, gradient, input_gradient))
+        return input_gradient, winograd.kernel_gradient(x, gradient)
+    slow = _compiler_is_slow(x, kernel, strides, padding)
+    by_columns = partial(_by_columns, strides=strides, padding=padding)
+    by_compiler = partial(_by_compiler, strides=strides, padding=padding)
+    # XLA spreads a strided convolution's gradient with zeros, and multiplies by them.
+    to_input = by_columns if slow or strides > 1 else by_compiler
+    to_kernel = by_columns if slow else by_compiler
+    (input_gradient,) = jax.vjp(lambda x: to_input(x, kernel), x)[1](gradient)
+    (kernel_gradient,) = jax.vjp(lambda kernel: to_kernel(x, kernel), kernel)[1](gradient)
+    return input_gradient, kernel_gradient
+
+
+def _winograd_pays(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> bool:
+    same = (kernel.shape[0], strides, padding) == (3, 1, 1)
+    samples, height, width, _ = x.shape
+    if not isinstance(samples, int):  # an exported program takes any number of images
+        return False
+    pixels = samples * height * width if min(height, width) > 1 else 0
+    enough = WINOGRAD_PIXELS * max(kernel.shape[2:]) <= pixels
+    return same and enough and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS
+
+
+def _compiler_is_slow(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> bool:
+    """XLA has no fast convolution on a CPU for float64, nor for images smaller than the kernel.
+
+    3x3 on 2x2 pixels runs at 3 GFLOP/s, as a matrix product at 80.
+    """
+    size = kernel.shape[0]
+    smallest = min((side + 2 * padding - size) // strides + 1 for side in x.shape[1:3])
+    return smallest < size or x.dtype == jnp.float64
+
+
+def _by_columns(x: jax.Array, kernel: jax.Array, *, strides: int, padding: int) -> jax.Array:
+    """One matrix product of every window's pixels with the kernel."""
+    size, features = kernel.shape[0], kernel.shape[-1]
+    rows, columns = (_useful_taps(side, size, strides, padding) for side in x.shape[1:3])
+    outputs = [(side + 2 * padding - size) // strides + 1 for side in x.shape[1:3]]
+    x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    height, width = ((count - 1) * strides + 1 for count in outputs)
+    windows = [
+        x[:, row : row + height : strides, column : column + width : strides]
+        for row in rows
+        for column in columns
+    ]
+    kernel = kernel[rows.start : rows.stop, columns.start : columns.stop]
+    return jnp.concatenate(windows, -1) @ kernel.reshape(-1, features)
+
+
+def _useful_taps(side: int, size: int, strides: int, padding: int) -> range:
+    """Those rows of the kernel that meet a pixel at all: of 3, one where the image has one."""
+    last = (side + 2 * padding - size) // strides * strides
+    taps = [
+        tap
+        for tap in range(size)
+        if any(0 <= start + tap - padding < side for start in range(0, last + 1, strides))
+    ]
+    return range(taps[0], taps[-1] + 1)

@@ -1,0 +1,86 @@
+"""Images as D2L feeds them to the network: resized like Pillow, scaled to [0, 1], on the device.
+
+D2L resizes with torchvision's ``Resize`` on a PIL image and then applies ``ToTensor``. Pillow works
+on uint8 in fixed point and rounds after each of its two passes, so a floating-point resize differs
+from it by up to one grey level; this one does not differ at all.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, UInt8
+
+from resnet_flax.nn.checks import check_shape
+
+# Pillow's fixed point for 8-bit images: 32 bits less 8 for the pixel and 2 for the sum.
+PRECISION_BITS = 22
+
+
+def prepare_images(
+    images: UInt8[Array, "N H W C"], image_size: int
+) -> Float32[Array, "N {image_size} {image_size} C"]:
+    """Resizes and scales a batch.
+
+    Args:
+        images: uint8, (N, H, W, C).
+        image_size: height and width wanted, in pixels.
+
+    Returns:
+        float32 in [0, 1], (N, image_size, image_size, C).
+    """
+    # XLA would turn a division by 255 into a product that is off by a bit; the table is exact.
+    scaled = jnp.asarray(np.arange(256, dtype=np.float32) / np.float32(255))
+    return scaled[resize(images, image_size)]
+
+
+def resize(
+    images: UInt8[Array, "N H W C"], image_size: int
+) -> UInt8[Array, "N {image_size} {image_size} C"]:
+    """Resizes uint8 images to the pixel as ``PIL.Image.resize(..., Image.BILINEAR)``.
+
+    Bilinear with half-pixel centres; when it shrinks, the filter widens (antialiasing).
+
+    Args:
+        images: uint8, (N, H, W, C).
+        image_size: height and width wanted, in pixels.
+
+    Returns:
+        uint8, (N, image_size, image_size, C).
+
+    Raises:
+        ValueError: when the images are not uint8, or of another shape.
+    """
+    check_shape(images)
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8 in 0..255, not {images.dtype}")
+    for axis in (2, 1):  # Pillow's order: rows become wider first, then the image taller.
+        if images.shape[axis] != image_size:
+            images = _resize_axis(images, axis, image_size)
+    return images
+
+
+def _resize_axis(images: jax.Array, axis: int, size: int) -> jax.Array:
+    positions, weights = _taps(images.shape[axis], size)
+    along = [1] * images.ndim
+    along[axis] = size
+    total = jnp.int32(1 << (PRECISION_BITS - 1))  # one half, so that the shift rounds
+    for position, weight in zip(positions, weights, strict=True):
+        pixels = jnp.take(images, position, axis).astype(jnp.int32)
+        total += pixels * weight.reshape(along)
+    return (total >> PRECISION_BITS).astype(jnp.uint8)
+
+
+@functools.cache
+def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Source positions and fixed-point weights, int32, each (taps, new), of a triangle filter."""
+    scale = old / new
+    support = max(scale, 1.0)
+    centres = (np.arange(new) + 0.5) * scale
+    first = np.maximum(np.floor(centres - support + 0.5), 0).astype(np.int32)
+    last = np.minimum(np.floor(centres + support + 0.5), old).astype(np.int32)
+    positions = first + np.arange((last - first).max())[:, None]
+    weights = np.maximum(1 - np.abs((positions - centres + 0.5) / support), 0) * (positions < last)
+    fixed = np.floor(weights / weights.sum(0) * (1 << PRECISION_BITS) + 0.5)
+    return np.minimum(positions, old - 1).astype(np.int32), fixed.astype(np.int32)

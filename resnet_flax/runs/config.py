@@ -1,0 +1,130 @@
+"""What a training run is asked to do: `TrainConfig`."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resnet_flax.errors import InputError
+from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS
+from resnet_flax.training.recipes import RECIPES
+
+DTYPES = ("float32", "bfloat16")
+
+
+def _option(description: str, default: Any, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": description, **metadata})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Each field is a flag of ``train.py``; its help text is its description.
+
+    Raises:
+        InputError: when a value is out of range; the message names the flag.
+    """
+
+    epochs: int = _option("passes over the training set", 10, at_least=1)
+    batch_size: int = _option("images in a training step", 256, at_least=1)
+    learning_rate: float = _option("step size of the optimiser, the largest where it changes", 0.05)
+    image_size: int = _option(
+        "height and width that images are resized to, in pixels", 96, at_least=1, at_most=1024
+    )
+    model: str = _option("network", "resnet18", choices=tuple(ARCHITECTURES))
+    recipe: str = _option(
+        "how to train, and the defaults of the flags above: d2l as the book, fast, best",
+        "d2l",
+        choices=tuple(RECIPES),
+    )
+    dataset: str = _option(
+        "fashion_mnist; another TFDS set of images by class, such as cifar10; or folder:PATH with "
+        "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS",
+        "fashion_mnist",
+    )
+    flavour: str = _option(
+        "whose network: d2l, or torchvision; a recipe with a network of its own wins",
+        "d2l",
+        choices=tuple(FLAVOURS),
+    )
+    init: Path | None = _option(
+        "start from the weights in this .safetensors file, under D2L's, torchvision's, timm's or "
+        "Hugging Face's names; another number of classes or channels is adapted",
+        None,
+    )
+    freeze_stages: int = _option(
+        "leave the first N parts of the network as they are: 1 the stem, 2 the first stage too, "
+        "and so on; their batch normalisations keep their statistics, and normalise by them",
+        0,
+        at_least=0,
+    )
+    seed: int = _option(
+        "decides initial weights and order of images", 0, at_least=0, at_most=2**32 - 1
+    )
+    dtype: str = _option("of the computation; parameters stay float32", "float32", choices=DTYPES)
+    data_dir: Path | None = _option("folder of the TFDS data sets (default: TFDS' own)", None)
+    run_dir: Path | None = _option("folder of this run (default: runs/DATE-TIME)", None)
+    resume: bool = _option(
+        "go on from the last checkpoint of --run-dir, or of the newest run", False
+    )
+    checkpoint_seconds: float = _option(
+        "seconds of training between two checkpoints within an epoch; its end is always kept",
+        120.0,
+        at_least=0,
+    )
+    tensorboard: bool = _option("write event files for TensorBoard into the run folder", False)
+    deterministic: bool = _option(
+        "the same bits in every run on the same machine (a GPU is slower then; a CPU always is so)",
+        False,
+    )
+    coordinator: str | None = _option(
+        "HOST:PORT of the first process, when a run has several; SLURM and Open MPI need no flags",
+        None,
+    )
+    num_processes: int | None = _option("how many processes the run has", None, at_least=1)
+    process_id: int | None = _option("which of them this one is, from 0", None, at_least=0)
+    train_examples: int | None = _option(
+        "train on the first N images only (default: all)", None, at_least=1
+    )
+    test_examples: int | None = _option(
+        "test on the first N images only (default: all)", None, at_least=1
+    )
+    validation_examples: int | None = _option(
+        "for choices that must not see the test set: keep the last N training images out of "
+        "training, and test on them instead",
+        None,
+        at_least=1,
+    )
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            value, rule = getattr(self, option.name), option.metadata
+            name = flag(option.name)
+            if value is None:
+                continue
+            if "choices" in rule and value not in rule["choices"]:
+                choices = ", ".join(rule["choices"])
+                raise InputError(f"unknown {name} {value!r}: choose from {choices}")
+            if "at_least" in rule and value < rule["at_least"]:
+                raise InputError(f"{name} must be at least {rule['at_least']}, not {value}")
+            if "at_most" in rule and value > rule["at_most"]:
+                raise InputError(f"{name} must be at most {rule['at_most']}, not {value}")
+        if not math.isfinite(self.checkpoint_seconds):
+            raise InputError("--checkpoint-seconds must be finite")
+        processes = (self.coordinator, self.num_processes, self.process_id)
+        if len({value is None for value in processes}) > 1:
+            raise InputError("--coordinator, --num-processes and --process-id belong together")
+        if self.coordinator is not None and not re.fullmatch(r"[\w.:\[\]-]+:\d+", self.coordinator):
+            raise InputError(f"--coordinator must be HOST:PORT, not {self.coordinator!r}")
+        if (self.process_id or 0) >= (self.num_processes or 1):
+            raise InputError(
+                f"--process-id must be less than --num-processes, not {self.process_id}"
+            )
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"--learning-rate must be a positive number, not {self.learning_rate}")
+
+
+def flag(name: str) -> str:
+    """The flag of a field: ``batch_size`` -> ``--batch-size``."""
+    return "--" + name.replace("_", "-")

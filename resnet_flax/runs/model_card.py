@@ -1,0 +1,172 @@
+"""The model card: a run's ``README.md``, with the front matter that Hugging Face's hub reads."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from resnet_flax.inference.pretrained import Network
+from resnet_flax.inference.scores import Scores, as_text
+from resnet_flax.runs.config import TrainConfig, flag
+from resnet_flax.training.metrics import EpochResult
+from resnet_flax.training.recipes import RECIPES
+
+# A run rewrites a card only while this line is in it.
+MARK = "# Written by resnet_flax at the end of a run. Delete this line to keep your own changes."
+FLAGS = ("model", "recipe", "epochs", "batch_size", "learning_rate", "image_size", "seed", "dtype")
+FLAGS_IF_CHANGED = (
+    "dataset",
+    "flavour",
+    "init",
+    "freeze_stages",
+    "train_examples",
+    "test_examples",
+    "validation_examples",
+)
+# What Hugging Face's hub calls the data, and their licence; of others that is not known.
+HUB = {"fashion_mnist": ("Fashion-MNIST", "zalando-datasets/fashion_mnist", "license: mit\n")}
+
+MIRRORED = "(Each image's logits are averaged with its mirror image's.)\n"
+
+CARD = """---
+{mark}
+library_name: flax
+{license}pipeline_tag: image-classification
+tags: [jax, flax, resnet, image-classification, resnet_flax]
+datasets: [{hub_name}]
+metrics: [accuracy]
+model-index:
+- name: {yaml_name}
+  results:
+  - task:
+      type: image-classification
+    dataset:
+      name: {yaml_title}
+      type: {hub_name}
+      split: {split}
+    metrics:
+    - type: accuracy
+      value: {accuracy:.4f}
+---
+
+# {name}
+
+A residual network in JAX and Flax, {origin} on {title} by resnet_flax. It tells {count} classes
+apart: {classes}.
+
+On {examples:,} {split} images its accuracy is **{accuracy:.4f}**, its cross-entropy {loss:.4f}, and
+its expected calibration error (15 bins) {calibration_error:.4f}.
+{flip}
+
+![Images with their true and predicted classes](predictions.png)
+
+## How to use it
+
+From image files:
+
+```bash
+python -m resnet_flax.predict FOLDER photo.jpg
+```
+
+In Python, with images as float32 in [0, 1] of shape (N, {size}, {size}, {channels}):
+
+```python
+from resnet_flax import from_pretrained
+
+model, variables = from_pretrained("FOLDER")  # where config.json and model.safetensors are
+logits = model.apply(variables, images)
+```
+
+The network was trained on images of {height}x{width} pixels{ground}. It takes them at {size}x{size}
+(resized as Pillow's bilinear filter does it), divided by 255, and not normalised. Pictures from
+elsewhere differ from the data set's: expect more mistakes on them.
+
+`model.safetensors` has PyTorch's names and order of axes ({layout}'s network).
+
+## How it was trained
+
+```bash
+python train.py {flags}
+```
+
+{epochs}
+
+![Loss and accuracy over the epochs](curves.png)
+
+## Where it errs
+
+{by_class}
+
+![Confusion matrix](confusion.png)
+
+![The mistakes of which it was surest](mistakes.png)
+"""
+
+
+def model_card(
+    config: TrainConfig, network: Network, results: Sequence[EpochResult], scores: Scores
+) -> str:
+    """Writes the card of a finished run.
+
+    Args:
+        config: what the run was asked.
+        network: what was trained.
+        results: one for each epoch.
+        scores: on the test set, or on the images kept out of training in its place.
+
+    Returns:
+        Markdown, with front matter in YAML.
+    """
+    height, width, channels = network.image_shape
+    split = "validation" if config.validation_examples else "test"
+    epochs = [
+        (row.epoch, *(f"{value:.3f}" for value in (row.loss, row.train_acc, row.test_acc)))
+        for row in results
+    ]
+    changed = [
+        name for name in FLAGS_IF_CHANGED if getattr(config, name) != getattr(TrainConfig, name)
+    ]
+    dataset = Path(config.dataset).name
+    title, hub_name, license = HUB.get(dataset, (dataset, json.dumps(dataset), ""))
+    # A recipe with a network of its own has not the depth of --model.
+    short = f"resnet-{config.recipe}" if RECIPES[config.recipe].model_fields else config.model
+    name = f"{short}-{dataset.replace('_', '-')}"
+    return CARD.format(
+        mark=MARK,
+        name=name,
+        yaml_name=json.dumps(name),
+        title=title,
+        yaml_title=json.dumps(title),
+        hub_name=hub_name,
+        license=license,
+        origin=f"fine-tuned from {config.init.name}" if config.init else "trained from scratch",
+        split=split,
+        accuracy=scores.accuracy,
+        loss=scores.loss,
+        calibration_error=scores.calibration_error,
+        examples=scores.confusion.sum(),
+        count=len(network.classes),
+        classes=", ".join(network.classes),
+        flip=MIRRORED if network.flip else "",
+        height=height,
+        width=width,
+        channels=channels,
+        size=network.image_size,
+        ground=", light on dark" if network.dark_background and channels == 1 else "",
+        layout="torchvision" if network.model.norm_shortcut else "D2L",
+        flags=" ".join(f"{flag(each)} {getattr(config, each)}" for each in [*FLAGS, *changed]),
+        epochs=_table(("epoch", "training loss", "training accuracy", f"{split} accuracy"), epochs),
+        by_class=_table(
+            ("class", "precision", "recall"),
+            zip(
+                network.classes,
+                map(as_text, scores.precision),
+                map(as_text, scores.recall),
+                strict=True,
+            ),
+        ),
+    )
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

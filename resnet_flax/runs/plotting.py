@@ -1,0 +1,150 @@
+"""Pictures of a run: how it learned, and what the network takes for what."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resnet_flax.training.metrics import EpochResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 150
+RIGHT, WRONG = "black", "crimson"
+MISTAKE = "✗ "  # for those who see no red
+ROWS, COLUMNS = 4, 8
+FEWEST_COLUMNS = 5  # as wide as the heading
+# With more classes than this the confusion matrix keeps its colours, but no numbers.
+MOST_NUMBERED = 20
+LONGEST_NAME = 12  # letters that fit above an image
+
+
+def plot_curves(results: list[EpochResult], path: Path) -> None:
+    """Draws D2L's picture: training loss, training and test accuracy over the epochs.
+
+    Args:
+        results: one for each epoch.
+        path: the .png to write.
+    """
+    epochs = [result.epoch for result in results]
+    figure = _new_figure(5, 3.5)
+    axes = figure.add_subplot(xlabel="epoch", ylim=(0, 1))
+    axes.plot(epochs, [r.loss for r in results], "o-", label="train loss")
+    axes.plot(epochs, [r.train_acc for r in results], "s--", label="train acc")
+    axes.plot(epochs, [r.test_acc for r in results], "^:", label="test acc")
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.4)
+    axes.legend()
+    figure.savefig(path)
+
+
+def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """Draws which classes are taken for which: a row for each true class, in shares of the row.
+
+    Args:
+        confusion: integers (classes, classes), see `resnet_flax.inference.scores.Scores`.
+        classes: their names.
+        path: the .png to write.
+    """
+    count = len(classes)
+    side = min(max(0.55 * count, 4.0), 16.0)  # inches
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    figure = _new_figure(side + 2, side + 1)
+    axes = figure.add_subplot(xlabel="predicted", ylabel="true")
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = min(10.0, 0.55 * 72 * side / count)  # points: what fits into a row
+    axes.set_xticks(range(count), classes, rotation=45, ha="right", va="top", fontsize=size)
+    axes.set_yticks(range(count), classes, fontsize=size)
+    if count <= MOST_NUMBERED:
+        for row, column in np.argwhere(confusion):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            number = f"{confusion[row, column]}"
+            axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
+    bar = figure.colorbar(picture, shrink=0.8, format="{x:.0%}")
+    bar.set_label("share of the true class")
+    figure.savefig(path)
+
+
+def plot_predictions(
+    images: np.ndarray,
+    labels: np.ndarray,
+    answers: np.ndarray,
+    classes: Sequence[str],
+    path: Path,
+) -> None:
+    """Draws the first images as D2L does, the true class above the predicted; mistakes in red.
+
+    Args:
+        images: uint8, (N, H, W, C), C being 1 or 3.
+        labels: integers, (N,).
+        answers: the predicted labels, integers, (N,).
+        classes: their names.
+        path: the .png to write.
+    """
+    names = [_shortened(name) for name in classes]
+    shown = range(min(len(images), ROWS * COLUMNS))
+    right = [labels[index] == answers[index] for index in shown]
+    titles = [
+        f"{names[labels[index]]}\n{'' if right[index] else MISTAKE}{names[answers[index]]}"
+        for index in shown
+    ]
+    _plot_images(images, titles, right, "first the true class, then the predicted", path)
+
+
+def plot_mistakes(
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    path: Path,
+) -> None:
+    """Draws the mistakes of which the network was surest.
+
+    Args:
+        images: as in `plot_predictions`.
+        labels: integers, (N,).
+        probabilities: (N, classes).
+        classes: their names.
+        path: the .png to write.
+    """
+    names = [_shortened(name) for name in classes]
+    answers, confidences = probabilities.argmax(-1), probabilities.max(-1)
+    mistakes = np.flatnonzero(answers != labels)
+    mistakes = mistakes[np.argsort(-confidences[mistakes], kind="stable")][: ROWS * COLUMNS]
+    titles = [
+        f"{names[labels[index]]}\n{names[answers[index]]} {confidences[index]:.0%}"
+        for index in mistakes
+    ]
+    heading = "the surest mistakes: first the true class, then the predicted, with its probability"
+    if not len(mistakes):
+        heading = f"no mistakes in {len(images):,} images"
+    _plot_images(images[mistakes], titles, [False] * len(mistakes), heading, path)
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    """An empty one, of so many inches."""
+    from matplotlib.figure import Figure  # a third of a second, which no start need wait for
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def _plot_images(
+    images: np.ndarray, titles: list[str], right: Sequence[bool], heading: str, path: Path
+) -> None:
+    columns = min(max(len(titles), FEWEST_COLUMNS), COLUMNS)
+    rows = max(1, -(-len(titles) // columns))
+    figure = _new_figure(1.35 * columns, 1.75 * rows + 0.5)
+    figure.suptitle(heading, fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image, title, fine in zip(grid, images, titles, right, strict=False):
+        axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, "gray", vmin=0, vmax=255)
+        axes.set_title(title, fontsize=9, color=RIGHT if fine else WRONG)
+    figure.savefig(path)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -1,0 +1,56 @@
+"""What a finished run leaves behind for others: weights, pictures, and a model card."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from resnet_flax.data.fashion_mnist import Dataset
+from resnet_flax.inference.predict import compute_logits
+from resnet_flax.inference.pretrained import WEIGHTS, Network
+from resnet_flax.inference.scores import score, softmax
+from resnet_flax.runs.config import TrainConfig
+from resnet_flax.runs.model_card import MARK, model_card
+from resnet_flax.runs.plotting import plot_confusion, plot_mistakes, plot_predictions
+from resnet_flax.training.metrics import EpochResult
+from resnet_flax.weights.state_dict import save_safetensors, to_torch
+
+
+def write_results(
+    folder: Path,
+    config: TrainConfig,
+    network: Network,
+    variables: Any,
+    test_data: Dataset,
+    results: Sequence[EpochResult],
+) -> None:
+    """Writes ``model.safetensors``, the pictures and the card ``README.md``.
+
+    Args:
+        folder: the run's.
+        config: what it was asked.
+        network: what it trained.
+        variables: of ``network.model``.
+        test_data: what the pictures and the card are about.
+        results: one for each epoch.
+
+    Raises:
+        InputError: when the weights cannot be written.
+        OSError: when anything else cannot.
+    """
+    # On the host: of several processes the first alone is here, and computes with its own devices.
+    variables = jax.tree.map(np.asarray, variables)
+    layout = "torchvision" if network.model.norm_shortcut else "d2l"
+    save_safetensors(folder / WEIGHTS, to_torch(network.model, variables, layout))
+
+    images, labels, classes = test_data.images, test_data.labels, network.classes
+    logits = compute_logits(network, variables, images)
+    scores, probabilities = score(logits, labels), softmax(logits)
+    plot_confusion(scores.confusion, classes, folder / "confusion.png")
+    plot_predictions(images, labels, logits.argmax(-1), classes, folder / "predictions.png")
+    plot_mistakes(images, labels, probabilities, classes, folder / "mistakes.png")
+    card = folder / "README.md"
+    if not card.exists() or MARK in card.read_text():
+        card.write_text(model_card(config, network, results, scores))

@@ -1,0 +1,232 @@
+"""The loop over epochs and steps: where it may stop, and what it then leaves behind."""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from resnet_flax.errors import TrainingError
+from resnet_flax.machine.devices import any_process, replicate, split_batch
+from resnet_flax.machine.interruption import Interrupted, Interruption
+from resnet_flax.training.compilation import compile_train_steps
+from resnet_flax.training.metrics import EpochResult, Metrics
+from resnet_flax.training.position import Position
+from resnet_flax.training.progress import Progress
+from resnet_flax.training.recipes import Recipe
+from resnet_flax.training.step import Images, TrainState, evaluate
+
+Save = Callable[[TrainState, Position], None]
+# An accelerator gets several steps at once, so that it need not wait for the host; a CPU loses its
+# quick convolutions by that.
+STEPS_AT_ONCE = {"cpu": 1}
+STEPS_AT_ONCE_ON_ACCELERATORS = 8
+# Several processes ask each other this often, in calls, whether to save or to stop.
+CALLS_BETWEEN_AGREEMENTS = 8
+
+
+class Job(NamedTuple):
+    """What does not change during a run.
+
+    Attributes:
+        train_set: on the devices.
+        test_set: on the devices.
+        batches: epoch -> that epoch's index arrays, int32.
+        epochs: the last epoch's number.
+        image_size: height and width the images are resized to, in pixels.
+        recipe: see `resnet_flax.training.step.train_step`.
+        mesh: the devices.
+        seconds_between_checkpoints: in an epoch; its end is always kept.
+    """
+
+    train_set: Images
+    test_set: Images
+    batches: Callable[[int], list[np.ndarray]]
+    epochs: int
+    image_size: int
+    recipe: Recipe
+    mesh: Mesh
+    seconds_between_checkpoints: float = math.inf
+
+
+def fit(
+    job: Job,
+    state: TrainState,
+    position: Position,
+    *,
+    progress: Progress,
+    save: Save,
+    interruption: Interruption,
+) -> tuple[TrainState, Position]:
+    """Trains and evaluates, epoch by epoch, from any position on.
+
+    Args:
+        job: data, batches, and how to train.
+        state: donated.
+        position: where the run is.
+        progress: told of each step.
+        save: keeps a state and its position; called after each epoch, and in between.
+        interruption: read after each step.
+
+    Returns:
+        The last state and position.
+
+    Raises:
+        TrainingError: when the loss is no longer finite; what was saved stays.
+        Interrupted: when the run was asked to stop; what was reached is saved.
+    """
+    if position.epoch > job.epochs:
+        return state, position
+    batches = job.batches(1)
+    sizes = [len(indices) for indices in batches]
+    starts = dict.fromkeys((position.steps, 0))
+    shapes = [each.shape for start in starts for each in stack_batches(batches[start:])]
+    with progress.compiling():
+        steps = compile_train_steps(
+            state,
+            job.train_set,
+            dict.fromkeys(shapes),
+            image_size=job.image_size,
+            recipe=job.recipe,
+            mesh=job.mesh,
+        )
+    with interruption.deferred(), steps.background:
+        while position.epoch <= job.epochs:
+            with progress.epoch(position.epoch, sizes, position.steps) as on_step:
+                state, position = train_epoch(
+                    job, state, position, steps, on_step, save=save, interruption=interruption
+                )
+            started = time.perf_counter()
+            tested = evaluate(
+                state,
+                job.test_set,
+                batch_size=max(sizes),
+                image_size=job.image_size,
+                flip=job.recipe.flip,
+                mesh=job.mesh,
+                before_batch=partial(stop_if_asked, state, position, save, interruption),
+            )
+            result = EpochResult(
+                epoch=position.epoch,
+                loss=position.metrics.loss,
+                train_acc=position.metrics.accuracy,
+                test_acc=tested.accuracy,
+                examples_per_sec=sum(sizes) / position.training_seconds,
+                seconds=position.training_seconds + time.perf_counter() - started,
+            )
+            position = Position([*position.results, result])
+            stop_if_asked(state, position, save, interruption)
+            save(state, position)
+    return state, position
+
+
+def train_epoch(
+    job: Job,
+    state: TrainState,
+    position: Position,
+    run_steps: Callable[..., tuple[TrainState, Metrics]],
+    on_step: Callable[[int, Metrics], None],
+    *,
+    save: Save,
+    interruption: Interruption,
+) -> tuple[TrainState, Position]:
+    """The rest of an epoch's steps.
+
+    Args:
+        job: data and batches.
+        state: donated to the first step.
+        position: where the epoch begins, or goes on.
+        run_steps: `resnet_flax.training.step.train_steps`, compiled.
+        on_step: called with the number of finished steps and their sums.
+        save: called from time to time.
+        interruption: read after each step.
+
+    Raises:
+        TrainingError: when the loss is no longer finite.
+        Interrupted: when the run was asked to stop.
+    """
+    batches = job.batches(position.epoch)
+    metrics = replicate(position.metrics, job.mesh)
+    started = time.perf_counter() - position.training_seconds
+    saved = time.perf_counter()
+
+    def reached(steps: int) -> Position:
+        check_finite(metrics, position.epoch, steps)
+        seconds = time.perf_counter() - started
+        return position.replace(steps=steps, metrics=metrics, training_seconds=seconds)
+
+    done = position.steps
+    for call, indices in enumerate(stack_batches(batches[done:])):
+        before = metrics
+        batch = split_batch(indices, job.mesh)
+        state, metrics = run_steps(state, metrics, job.train_set, batch)
+        # Reading the sums before this call leaves the device busy, with one call in flight.
+        check_finite(before, position.epoch, done)
+        on_step(done, before)
+        done += len(indices)
+        if jax.process_count() > 1 and call % CALLS_BETWEEN_AGREEMENTS:
+            continue
+        due = time.perf_counter() - saved > job.seconds_between_checkpoints
+        if any_process(due or interruption.requested is not None):
+            here = reached(done)  # waits for the steps under way, which count
+            saving = time.perf_counter()
+            stop_if_asked(state, here, save, interruption)
+            save(state, here)
+            saved = time.perf_counter()
+            started += saved - saving  # the rate is that of the training alone
+    position = reached(len(batches))
+    on_step(len(batches), metrics)
+    return state, position
+
+
+def stack_batches(batches: list[np.ndarray]) -> list[np.ndarray]:
+    """Puts steps that run in one call together.
+
+    Args:
+        batches: (B,) each, all of one length but the last.
+
+    Returns:
+        (S, B) each, in the same order.
+    """
+    most = STEPS_AT_ONCE.get(jax.default_backend(), STEPS_AT_ONCE_ON_ACCELERATORS)
+    stacks = []
+    while batches:
+        together = batches[:most]
+        if len(together) < most or len({len(each) for each in together}) > 1:
+            together = together[:1]  # few shapes need few programs
+        stacks.append(np.stack(together))
+        batches = batches[len(together) :]
+    return stacks
+
+
+def check_finite(metrics: Metrics, epoch: int, steps: int) -> None:
+    """Waits for the sums, and makes sure that they are numbers.
+
+    Raises:
+        TrainingError: when the loss is infinite or not a number.
+    """
+    if not math.isfinite(metrics.loss):
+        raise TrainingError(
+            f"the loss is {metrics.loss} in epoch {epoch}, step {steps}: "
+            "try a smaller --learning-rate"
+        )
+
+
+def stop_if_asked(
+    state: TrainState, position: Position, save: Save, interruption: Interruption
+) -> None:
+    """Saves and stops, if a signal came.
+
+    Raises:
+        Interrupted: if so.
+    """
+    signum = interruption.requested
+    if any_process(signum is not None):
+        save(state, position)
+        done = f"epoch {position.epoch}, step {position.steps}"
+        raise Interrupted(signum or signal.SIGTERM, f"{done} is saved")

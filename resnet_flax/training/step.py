@@ -1,0 +1,256 @@
+"""The training state, and the compiled steps that change and evaluate it.
+
+The data set stays on the device as uint8; a step receives the indices of its images, and gathers,
+resizes and scales them itself, so that no image crosses from host to device during training.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+from flax.training import train_state
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8, UInt32
+
+from resnet_flax.machine.devices import replicate, split_batch
+from resnet_flax.nn.checks import check_examples, check_label_range
+from resnet_flax.nn.preprocessing import prepare_images
+from resnet_flax.training.metrics import Metrics
+from resnet_flax.training.recipes import RECIPES, Recipe, augment, moving_average
+
+D2L = RECIPES["d2l"]
+
+
+class TrainState(train_state.TrainState):
+    """Everything that training changes: immutable; a step returns a new one.
+
+    Attributes:
+        batch_stats: running statistics of the batch normalisations.
+        seed: uint32 scalar; with ``step`` it makes the random key of each step (dropout, shifts).
+        average: running average of parameters and statistics; empty where the recipe has none.
+    """
+
+    batch_stats: chex.ArrayTree
+    seed: UInt32[Array, ""]
+    average: chex.ArrayTree = struct.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, chex.ArrayTree]:
+        """What ``model.apply`` takes in evaluation: the averages, if there are any."""
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Images(NamedTuple):
+    """A data set on the device: images uint8 (N, H, W, C), labels int32 (N,)."""
+
+    images: UInt8[Array, "N H W C"]
+    labels: Int[Array, " N"]
+
+    @classmethod
+    def place(cls, images: np.ndarray, labels: np.ndarray, mesh: Mesh | None = None) -> Self:
+        """Copies a data set to the device, or to each of several, where it stays.
+
+        Raises:
+            ValueError: when images or labels have another shape or dtype.
+        """
+        check_examples(images, labels)
+        arrays = (images, labels)
+        return cls(*(replicate(arrays, mesh) if mesh else jax.device_put(arrays)))
+
+
+def create_train_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    images: Images,
+    seed: int,
+    recipe: Recipe = D2L,
+    variables: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Initialises parameters and optimiser on the device.
+
+    Args:
+        model: called as ``model(images, train=...)``.
+        optimizer: any Optax optimiser.
+        images: tells the number of channels; the initial values do not depend on the pixels.
+        seed: decides the initial parameters, and what is random in training.
+        recipe: decides whether parameters and statistics are averaged.
+        variables: parameters and statistics to start from instead, copied.
+
+    Raises:
+        ValueError: when a label is none of the model's classes.
+    """
+    if num_classes := getattr(model, "num_classes", 0):
+        check_label_range(images.labels, num_classes)
+    if variables is None:
+        variables = _initialize(model, seed, channels=images.images.shape[-1])
+    else:  # a step gives the state's buffers away; the caller keeps its own
+        variables = jax.tree.map(jnp.copy, dict(variables))
+    state = TrainState.create(
+        apply_fn=model.apply,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        tx=optimizer,
+        seed=jnp.uint32(seed),
+        average=jax.tree.map(jnp.copy, dict(variables)) if recipe.average_decay else {},
+    )
+    return state.replace(step=jnp.int32(0))  # an array, as after a step or a restore
+
+
+@partial(jax.jit, static_argnames=("model", "channels"))
+def _initialize(model: nn.Module, seed: int, *, channels: int) -> Any:
+    return model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, channels)))
+
+
+@partial(jax.jit, static_argnames=("image_size", "recipe"), donate_argnames="state")
+def train_step(
+    state: TrainState,
+    metrics: Metrics,
+    data: Images,
+    indices: Int[Array, " B"],
+    *,
+    image_size: int,
+    recipe: Recipe = D2L,
+) -> tuple[TrainState, Metrics]:
+    """One step of the optimiser on the cross-entropy's mean over the batch (D2L, `train_ch6`).
+
+    Args:
+        state: donated: its buffers are reused for the new state.
+        metrics: the sums so far.
+        data: the whole training set.
+        indices: int32 (B,), the batch's samples.
+        image_size: height and width the images are resized to, in pixels.
+        recipe: decides augmentation, label smoothing and averaging; D2L has none of them.
+
+    Returns:
+        The new state, and the sums with this batch's loss and hits *before* the update.
+    """
+    images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    images = augment(jax.random.fold_in(key, 1), images, recipe)
+
+    def loss_function(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
+        logits, updates = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        uniform = logits.mean(-1) - jax.nn.logsumexp(logits, -1)  # log-probabilities' mean
+        share = recipe.label_smoothing
+        objective = (1 - share) * losses - share * uniform if share else losses
+        return objective.mean(), (updates["batch_stats"], logits, losses)
+
+    gradients, (batch_stats, logits, losses) = jax.grad(loss_function, has_aux=True)(state.params)
+    state = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+    if recipe.average_decay:
+        new = {"params": state.params, "batch_stats": state.batch_stats}
+        state = state.replace(
+            average=moving_average(recipe, state.average, new, jnp.asarray(state.step))
+        )
+    return state, metrics.add(logits, losses, labels, jnp.ones_like(losses))
+
+
+def train_steps(
+    state: TrainState,
+    metrics: Metrics,
+    data: Images,
+    batches: Int[Array, "S B"],
+    *,
+    image_size: int,
+    recipe: Recipe = D2L,
+) -> tuple[TrainState, Metrics]:
+    """Several calls of `train_step` as one program, so that the host need not start each.
+
+    Args:
+        state: see `train_step`.
+        metrics: see `train_step`.
+        data: see `train_step`.
+        batches: int32 (S, B), the samples of each step.
+        image_size: see `train_step`.
+        recipe: see `train_step`.
+    """
+    step = partial(train_step, image_size=image_size, recipe=recipe)
+    if len(batches) == 1:  # a CPU has no quick convolution inside a loop
+        return step(state, metrics, data, batches[0])
+
+    def next_step(reached: Any, indices: jax.Array) -> tuple[Any, None]:
+        return step(*reached, data, indices), None
+
+    return jax.lax.scan(next_step, (state, metrics), batches)[0]
+
+
+@partial(jax.jit, static_argnames=("image_size", "flip"))
+def eval_step(
+    state: TrainState,
+    metrics: Metrics,
+    data: Images,
+    indices: Int[Array, " B"],
+    weights: Float[Array, " B"],
+    *,
+    image_size: int,
+    flip: bool = False,
+) -> Metrics:
+    """Adds a batch of the test set to the sums, normalised by the running statistics.
+
+    Args:
+        state: the parameters and running statistics to evaluate.
+        metrics: the sums so far.
+        data: the whole test set.
+        indices: int32 (B,), the batch's samples.
+        weights: float32 (B,), 1 for a sample and 0 for padding.
+        image_size: height and width the images are resized to, in pixels.
+        flip: average the logits with those of the mirrored images.
+    """
+    images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
+    logits = state.apply_fn(state.variables, images, train=False)
+    if flip:
+        logits = (logits + state.apply_fn(state.variables, images[:, :, ::-1], train=False)) / 2
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return metrics.add(logits, losses, labels, weights)
+
+
+def evaluate(
+    state: TrainState,
+    data: Images,
+    *,
+    batch_size: int,
+    image_size: int,
+    flip: bool = False,
+    mesh: Mesh | None = None,
+    before_batch: Callable[[], None] = lambda: None,
+) -> Metrics:
+    """Loss and accuracy over a whole data set, in eval mode, each sample counted once.
+
+    Args:
+        state: the parameters and running statistics to evaluate.
+        data: the set.
+        batch_size: images at a time; it changes nothing in the result.
+        image_size: height and width the images are resized to, in pixels.
+        flip: see `eval_step`.
+        mesh: the devices that share the work, if there are several.
+        before_batch: called before each batch; it may raise.
+    """
+    devices = mesh.size if mesh else 1
+    batch_size = -(-batch_size // devices) * devices
+    metrics = Metrics.empty()
+    count = len(data.labels)
+    for start in range(0, count, batch_size):
+        before_batch()
+        indices = np.arange(start, start + batch_size, dtype=np.int32)
+        # Padding keeps one compiled shape; in eval mode a sample cannot touch another's logits.
+        weights = (indices < count).astype(np.float32)
+        indices = np.minimum(indices, count - 1)
+        batch: Any = (indices, weights)
+        if mesh:
+            batch = (split_batch(indices, mesh), split_batch(weights, mesh))
+        metrics = eval_step(state, metrics, data, *batch, image_size=image_size, flip=flip)
+    return metrics

@@ -1,0 +1,300 @@
+"""Weights from PyTorch and back: state dicts and safetensors files, without importing PyTorch.
+
+Conversion is a rule: `resnet_flax.weights.keys` names the leaves, and a kernel is transposed by rank.
+The layout of the keys is recognised on reading.
+
+PyTorch's ``num_batches_tracked`` has no counterpart here (it matters only to a BN with
+``momentum=None``): `from_torch` reports a counter that it leaves behind, and `to_torch` writes the
+number it is given, so that ``load_state_dict(strict=True)`` takes the result.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.typing import Dtype
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from resnet_flax.errors import InputError
+from resnet_flax.nn.layers import Dense
+from resnet_flax.weights.keys import HEAD, LAYOUTS, Leaf, match_keys, torch_keys
+
+TO_TORCH = {0: (), 1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (3, 2, 0, 1)}
+TO_FLAX = {0: (), 1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (2, 3, 1, 0)}
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+INTEGERS = ("int64", "int32")
+
+
+def from_torch(
+    model: Any,
+    state_dict: Mapping[str, Any],
+    *,
+    in_channels: int | None = None,
+    adapt_stem: Literal["sum", "replicate"] | None = None,
+    new_head: jax.Array | int | None = None,
+    drop_head: bool = False,
+    dtype: Dtype | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Converts a PyTorch state dict into the variables of ``model``.
+
+    The layout of the keys and a prefix common to all, such as ``module.``, are recognised.
+    Nothing is dropped, drawn or reshaped unless asked for, and then it is reported.
+
+    Args:
+        model: a `ResNet` of the checkpoint's flavour and classes; or a block or stage of D2L's or
+            torchvision's, for which ``in_channels`` must be given.
+        state_dict: key -> PyTorch tensor, NumPy array or anything `numpy.asarray` takes.
+        in_channels: channels of the images; by default those of the checkpoint.
+        adapt_stem: how to get ``in_channels`` from another number. "sum": to one channel, whose
+            kernel is the sum of the checkpoint's, as suits grey images. "replicate": the
+            checkpoint's channels in turn, scaled so that equal channels keep their output.
+        new_head: a seed or random key: leave the checkpoint's dense layer behind and draw one for
+            ``model.num_classes``.
+        drop_head: leave the checkpoint's dense layer behind, for a model with ``num_classes=0``.
+        dtype: dtype of the variables: by default the model's ``param_dtype``; "keep" for the
+            checkpoint's own.
+        report: called with one line for each thing adapted or left behind.
+
+    Returns:
+        ``{"params": ..., "batch_stats": ...}``: new arrays, which share no memory with the old.
+
+    Raises:
+        InputError: when keys are missing, surplus, misshapen or not floating-point (all are
+            named), or when an adaptation is impossible.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise InputError(f"a state dict maps keys to tensors; got {type(state_dict).__name__}")
+    if adapt_stem == "sum" and in_channels is None:
+        in_channels = 1
+    given = {str(key): _with_shape(str(key), value) for key, value in state_dict.items()}
+    expected = variable_shapes(model, in_channels or 1)
+    keys = match_keys(expected, given)
+
+    head: dict[Leaf, Any] = {}
+    if new_head is not None or drop_head:
+        left = [keys[leaf] for leaf in HEAD if given.pop(keys[leaf], None) is not None]
+        report(f"dense layer: left behind {', '.join(left) or 'nothing'}")
+    if new_head is not None:
+        head = _draw_head(model, new_head, expected)
+        report(f"dense layer: drawn anew for {model.num_classes} classes")
+    wanted = {leaf: spec for leaf, spec in expected.items() if leaf not in head}
+
+    stem = _stem(wanted)
+    shapes = {
+        keys[leaf]: tuple(spec.shape[axis] for axis in TO_TORCH[len(spec.shape)])
+        for leaf, spec in wanted.items()
+    }
+    if adapt_stem or in_channels is None:
+        # How many channels the checkpoint's images have is for the checkpoint to say.
+        channels = _channels(given.get(keys[stem]), axis=1)
+        shapes[keys[stem]] = (shapes[keys[stem]][0], channels, *shapes[keys[stem]][2:])
+    counters = {_counter(keys[leaf]) for leaf in wanted if leaf[-1] == "mean"} & given.keys()
+    _check("the state dict", shapes | dict.fromkeys(counters, ()), given)
+    if seen := {int(_as_numpy(key, given[key])) for key in counters} - {0}:
+        report(f"num_batches_tracked: left behind, {', '.join(map(str, sorted(seen)))}")
+
+    leaves = {}
+    for leaf, spec in wanted.items():
+        array = _as_numpy(keys[leaf], given[keys[leaf]])
+        target = array.dtype if dtype == "keep" else np.dtype(dtype or spec.dtype)
+        array = array.transpose(TO_FLAX[array.ndim])
+        if leaf == stem and adapt_stem:
+            array = _adapt_stem(array, adapt_stem, in_channels, report)
+        leaves[leaf] = _new_array(array, target)
+    for leaf, value in head.items():
+        leaves[leaf] = _new_array(value, value.dtype if dtype in (None, "keep") else dtype)
+    return unflatten_dict(leaves)
+
+
+def to_torch(
+    model: Any,
+    variables: Mapping[str, Any],
+    layout: str = "torchvision",
+    *,
+    dtype: Dtype | None = None,
+    num_batches_tracked: int = 0,
+) -> dict[str, np.ndarray]:
+    """Converts the variables of ``model`` into a PyTorch state dict of NumPy arrays.
+
+    ``load_state_dict(strict=True)`` takes it after `torch.from_numpy`, which refuses bfloat16:
+    carry that over through `save_safetensors`.
+
+    Args:
+        model: the `ResNet`, block or stage of the variables.
+        variables: ``{"params": ..., "batch_stats": ...}``.
+        layout: a key of `LAYOUTS`; where D2L's has no name for a layer, torchvision's is used.
+        dtype: dtype of the arrays; by default that of the variables.
+        num_batches_tracked: the number in every BN's counter: training steps taken so far.
+
+    Returns:
+        Key -> new, writeable, contiguous array.
+
+    Raises:
+        InputError: when the variables are not the model's, or the layout is unknown.
+    """
+    if layout not in LAYOUTS:
+        raise InputError(f"unknown layout {layout!r}: choose from {', '.join(LAYOUTS)}")
+    given = {leaf: _with_shape("/".join(leaf), v) for leaf, v in flatten_dict(variables).items()}
+    expected = variable_shapes(model, _channels(given.get(_stem(given)), axis=2))
+    shapes = {"/".join(leaf): spec.shape for leaf, spec in expected.items()}
+    _check("the variables", shapes, {"/".join(leaf): value for leaf, value in given.items()})
+
+    state_dict = {}
+    for leaf, key in torch_keys(expected, layout).items():
+        array = np.asarray(given[leaf], dtype)
+        state_dict[key] = np.array(array.transpose(TO_TORCH[array.ndim]), order="C")
+        if leaf[-1] == "mean":
+            state_dict[_counter(key)] = np.array(num_batches_tracked, np.int64)
+    return state_dict
+
+
+def load_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a safetensors file; bfloat16 comes as the dtype of `ml_dtypes`.
+
+    Raises:
+        InputError: when the file cannot be read or is damaged.
+    """
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    except (SafetensorError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def save_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file, which appears under its name only when it is complete.
+
+    Args:
+        path: the file; one that exists is replaced.
+        tensors: key -> array, such as the result of `to_torch`.
+        metadata: text for the header, besides ``format: pt``, which transformers asks for.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    # The library writes memory as it lies: an array that is not contiguous would be scrambled.
+    arrays = {key: np.asarray(value, order="C") for key, value in tensors.items()}
+    unfinished = Path(f"{os.fspath(path)}.unfinished")
+    try:
+        save_file(arrays, unfinished, {"format": "pt", **(metadata or {})})
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error}") from error
+
+
+def variable_shapes(model: Any, in_channels: int) -> dict[Leaf, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every leaf of the variables, without computing any."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, in_channels), jnp.float32)
+    return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
+
+
+def _stem(leaves: Iterable[Leaf]) -> Leaf:
+    """The first convolution's kernel, whose input channels are those of the images."""
+    return min((leaf for leaf in leaves if leaf[-2:] == ("conv1", "kernel")), default=())
+
+
+def _channels(kernel: Any, axis: int) -> int:
+    """Input channels of a kernel; 1 for what is none, which the check of shapes will say."""
+    shape = () if kernel is None else tuple(kernel.shape)
+    return max(1, shape[axis]) if len(shape) == 4 else 1
+
+
+def _counter(running_mean: str) -> str:
+    return running_mean.removesuffix("running_mean") + "num_batches_tracked"
+
+
+def _with_shape(key: str, value: Any) -> Any:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return value
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{key!r} is not an array: {error}") from error
+
+
+def _dtype_name(value: Any) -> str:
+    return getattr(value.dtype, "name", str(value.dtype)).removeprefix("torch.")
+
+
+def _check(what: str, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> None:
+    """Compares names, shapes and dtypes before memory is taken.
+
+    Raises:
+        InputError: naming every fault.
+    """
+    both = sorted(shapes.keys() & given.keys())
+    found = {key: tuple(given[key].shape) for key in both}
+    dtypes = {key: _dtype_name(given[key]) for key in both}
+    faults = {
+        "missing": sorted(shapes.keys() - given.keys()),
+        "surplus": sorted(given.keys() - shapes.keys()),
+        "wrong shape": [f"{k} {found[k]}, not {shapes[k]}" for k in both if found[k] != shapes[k]],
+        # Only a counter has no axes.
+        "wrong dtype": [
+            f"{k} {dtypes[k]}" for k in both if dtypes[k] not in (FLOATS if shapes[k] else INTEGERS)
+        ],
+    }
+    listed = "; ".join(f"{fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
+    if listed:
+        one_line = listed.encode("unicode_escape").decode()
+        raise InputError(f"{what} and the model do not fit: {one_line}")
+
+
+def _as_numpy(key: str, value: Any) -> np.ndarray:
+    """A NumPy array of a NumPy, JAX or PyTorch one; the memory may be shared."""
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            if _dtype_name(value) == "bfloat16":
+                # NumPy gets no bfloat16 from PyTorch, but float32 holds each of them exactly.
+                return value.float().numpy().astype(ml_dtypes.bfloat16)
+        return np.asarray(value)
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise InputError(f"{key} has no values to read: {error}") from error
+
+
+def _new_array(array: Any, dtype: Dtype) -> jax.Array:
+    """A copy, which does not change when the original does."""
+    dtype = np.dtype(dtype)
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise InputError(f"{dtype} needs jax.config.update('jax_enable_x64', True)")
+    return jnp.array(array.astype(dtype), copy=True)
+
+
+def _adapt_stem(
+    kernel: np.ndarray, how: str, in_channels: int | None, report: Callable[[str], None]
+) -> np.ndarray:
+    """Turns a kernel (H, W, I, O) into (H, W, in_channels, O)."""
+    given = kernel.shape[2]
+    if how == "sum" and in_channels == 1:
+        report(f"stem: {given} input channels summed into one")
+        return kernel.sum(2, keepdims=True, dtype=np.float64)
+    if how == "replicate" and in_channels:
+        report(f"stem: {given} input channels replicated to {in_channels}, scaled by their ratio")
+        return kernel[:, :, np.arange(in_channels) % given].astype(np.float64) * given / in_channels
+    raise InputError('adapt_stem is "sum", for one channel, or "replicate", for in_channels=N')
+
+
+def _draw_head(model: Any, key: Any, expected: Mapping[Leaf, Any]) -> dict[Leaf, jax.Array]:
+    """Draws the dense layer as the model would."""
+    if HEAD[0] not in expected:
+        raise InputError("new_head needs a model with num_classes > 0")
+    inputs = jnp.zeros((1, expected[HEAD[0]].shape[0]))
+    key = jax.random.key(key) if isinstance(key, int) else key
+    layer = Dense(model.num_classes, model.dense_init, param_dtype=model.param_dtype)
+    params = layer.init(key, inputs)["params"]
+    return {leaf: params[leaf[-1]] for leaf in HEAD}

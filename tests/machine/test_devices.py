@@ -1,0 +1,75 @@
+"""A run on several devices, and in several processes, is the run on one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(result: Path, devices: int, *processes: str, epochs: int = 2) -> subprocess.Popen[str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.sharded_run", result, str(epochs), *processes],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*processes: subprocess.Popen[str]) -> None:
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+
+
+def coordinator() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def check_same(result: Path, one_device: Path, devices: int) -> None:
+    with np.load(result) as ours, np.load(one_device) as theirs:
+        assert ours["devices"] == devices
+        assert ours.files == theirs.files
+        for name in set(ours.files) - {"devices"}:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory) -> Path:
+    result = tmp_path_factory.mktemp("sharding") / "one.npz"
+    finish(start(result, 1))
+    return result
+
+
+def test_eight_devices_compute_what_one_does(tmp_path, one_device):
+    finish(start(tmp_path / "eight.npz", 8))
+    check_same(tmp_path / "eight.npz", one_device, 8)
+
+
+def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, one_device):
+    address = coordinator()
+    result = tmp_path / "four.npz"
+    finish(*(start(result, 2, address, "2", str(number)) for number in range(2)))
+    check_same(result, one_device, 4)
+    assert sorted(path.name for path in result.with_suffix(".run").iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+    ]
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path, one_device):
+    result = tmp_path / "changing.npz"
+    finish(start(result, 1, epochs=1))
+    address = coordinator()
+    finish(*(start(result, 1, address, "2", str(number)) for number in range(2)))
+    check_same(result, one_device, 2)

@@ -1,0 +1,108 @@
+"""The convolution and its gradients against PyTorch's, on every path a CPU takes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from resnet_flax.nn.ops import convolution
+from resnet_flax.nn.ops.convolution import convolve
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.3, 1, shape)
+
+
+def to_torch(x: np.ndarray, axes: tuple[int, ...] = (0, 3, 1, 2)) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(x).transpose(axes))).requires_grad_()
+
+
+def check(size, kernel, strides, padding, dtype, channels=(3, 4), samples=2):
+    """Output and both gradients, relative to the largest value."""
+    height, width = size
+    images = random(samples, height, width, channels[0]).astype(dtype)
+    weight = random(kernel, kernel, *channels, seed=1).astype(dtype)
+    with jax.enable_x64(dtype == "float64"):
+        ours = jax.jit(lambda x, w: convolve(x, w, strides, padding))(images, weight)
+        cotangent = random(*ours.shape, seed=2).astype(dtype)
+
+        def pullback(x, w, cotangent):
+            return jax.vjp(lambda x, w: convolve(x, w, strides, padding), x, w)[1](cotangent)
+
+        image_gradient, weight_gradient = jax.jit(pullback)(images, weight, cotangent)
+    x, w = to_torch(images), to_torch(weight, (3, 2, 0, 1))
+    theirs = torch.nn.functional.conv2d(x, w, stride=strides, padding=padding)
+    theirs.backward(to_torch(cotangent))
+    tolerance = {"float32": 2e-6, "float64": 1e-13}[dtype]
+    for found, expected in [
+        (ours, theirs.detach().permute(0, 2, 3, 1)),
+        (image_gradient, x.grad.permute(0, 2, 3, 1)),
+        (weight_gradient, w.grad.permute(2, 3, 1, 0)),
+    ]:
+        assert found.dtype == dtype
+        largest = float(expected.abs().max())
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 2), (3, 3), (4, 4), (9, 8)])
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding"), [(7, 2, 3), (3, 2, 1), (3, 1, 1), (1, 2, 0), (1, 1, 0)]
+)
+def test_convolution_and_its_gradients_are_pytorchs(size, kernel, strides, padding, dtype):
+    check(size, kernel, strides, padding, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [(2, 2), (3, 3), (3, 4), (6, 6), (7, 7), (9, 2)])
+def test_winograds_convolution_and_its_gradients_are_pytorchs(size, dtype, monkeypatch):
+    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 3)
+    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 1)
+    assert convolution._winograd_pays(jnp.ones((2, *size, 3)), jnp.ones((3, 3, 3, 4)), 1, 1)
+    check(size, 3, 1, 1, dtype)
+
+
+@pytest.mark.parametrize("size", [6, 3, 24])
+def test_winograd_is_as_precise_as_the_compiler(size):
+    images, weight = random(64, size, size, 128) - 0.3, random(3, 3, 128, 128, seed=1) - 0.3
+
+    def run(function, dtype):
+        compiled = jax.jit(lambda x, w: function(x, w, strides=1, padding=1))
+        return compiled(images.astype(dtype), weight.astype(dtype))
+
+    with jax.enable_x64(True):
+        exact = np.asarray(run(convolution._by_columns, "float64"))
+
+    def error(function):
+        return np.linalg.norm(run(function, "float32") - exact) / np.linalg.norm(exact)
+
+    assert error(convolution._convolve_on_cpu) < 1.5 * error(convolution._by_compiler)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "platform", "by_compiler"),
+    [
+        (2, 4, "cpu", 0),
+        (2, 4, "cuda", 1),
+        (3, 4, "cpu", 1),
+        (16, 128, "cpu", 0),
+        (16, 128, "cuda", 1),
+    ],
+)
+def test_only_a_cpu_takes_another_path(size, channels, platform, by_compiler):
+    images, kernel = jnp.ones((2, size, size, channels)), jnp.ones((3, 3, channels, channels))
+    function = jax.jit(lambda x, w: convolve(x, w, 1, 1))
+    lowered = function.trace(images, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert lowered.count("stablehlo.convolution") == by_compiler
+
+
+def test_second_derivatives():
+    images, weight = jnp.asarray(random(1, 4, 4, 2), "float32"), jnp.ones((3, 3, 2, 2))
+
+    def loss(x):
+        return (convolve(x, weight, 1, 1) ** 3).sum()
+
+    _, product = jax.jvp(jax.grad(loss), (images,), (images,))
+    # Euler's theorem: the gradient is homogeneous of degree 2.
+    np.testing.assert_allclose(product, 2 * jax.grad(loss)(images), rtol=1e-4)

@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from resnet_flax.nn.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    kaiming_normal,
+    pytorch_uniform,
+)
+
+KEY = jax.random.key(0)
+
+
+def random_images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(1.0, 2.0, shape).astype(np.float32)
+
+
+def nchw(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+@pytest.mark.parametrize("size", [5, 6, 27, 28])
+@pytest.mark.parametrize(("kernel", "strides", "padding"), [(7, 2, 3), (3, 2, 1), (1, 2, 0)])
+def test_convolution_pads_all_four_edges_as_pytorch(size, kernel, strides, padding):
+    images = random_images(2, size, size, 3)
+    conv = Conv(4, kernel, strides, padding)
+    ours, variables = conv.init_with_output(KEY, images)
+    weight = np.array(variables["params"]["kernel"]).transpose(3, 2, 0, 1)
+    theirs = torch.nn.functional.conv2d(
+        nchw(images),
+        torch.from_numpy(np.ascontiguousarray(weight)),
+        torch.from_numpy(np.array(variables["params"]["bias"])),
+        stride=strides,
+        padding=padding,
+    )
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_follows_pytorch_over_steps():
+    ours, theirs = BatchNorm(), torch.nn.BatchNorm2d(3)
+    variables = ours.init(KEY, jnp.zeros((1, 2, 2, 3)))
+    for step in range(3):
+        images = random_images(2, 3, 3, 3) * (step + 1)
+        expected = theirs(nchw(images)).detach().permute(0, 2, 3, 1)
+        out, update = ours.apply(variables, images, train=True, mutable=["batch_stats"])
+        variables = {**variables, **update}
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+        stats = variables["batch_stats"]
+        np.testing.assert_allclose(stats["mean"], theirs.running_mean, rtol=1e-5)
+        np.testing.assert_allclose(stats["var"], theirs.running_var, rtol=1e-5)
+    expected = theirs.eval()(nchw(images)).detach().permute(0, 2, 3, 1)
+    np.testing.assert_allclose(ours.apply(variables, images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_running_variance_is_unbiased_and_normalisation_is_biased():
+    images = jnp.asarray([0.0, 2.0]).reshape(2, 1, 1, 1)  # biased variance 1, unbiased 2
+    variables = BatchNorm().init(KEY, images)
+    out, update = BatchNorm().apply(variables, images, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(update["batch_stats"]["var"], [0.9 * 1 + 0.1 * 2], rtol=1e-6)
+    np.testing.assert_allclose(out.ravel(), [-1, 1], rtol=1e-4)
+
+
+def test_batch_norm_keeps_precision_far_from_zero():
+    images = (random_images(8, 16, 16, 2) / 100 + 100).astype(np.float32)
+    variables = BatchNorm().init(KEY, images)
+    out, _ = BatchNorm().apply(variables, images, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(np.std(out, axis=(0, 1, 2)), 1, rtol=0.02)
+
+
+def test_batch_norm_computes_statistics_in_float32_under_bfloat16():
+    images = jnp.asarray(random_images(4, 8, 8, 2), jnp.bfloat16)
+    norm = BatchNorm(dtype=jnp.bfloat16)
+    variables = norm.init(KEY, images)
+    out, update = norm.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert out.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, update))} == {jnp.dtype("float32")}
+    exact = 0.1 * np.asarray(images, np.float64).mean((0, 1, 2))
+    np.testing.assert_allclose(update["batch_stats"]["mean"], exact, rtol=1e-5)
+
+
+def test_batch_norm_refuses_one_value_per_channel():
+    images = jnp.ones((1, 1, 1, 3))
+    variables = BatchNorm().init(KEY, images)
+    with pytest.raises(ValueError, match=r"more than one value.*\(1, 1, 1, 3\)"):
+        BatchNorm().apply(variables, images, train=True, mutable=["batch_stats"])
+
+
+def test_initial_values_have_the_bounds_of_d2l_and_pytorch():
+    inputs, outputs, size = 32, 64, 3
+    images = jnp.zeros((1, 8, 8, inputs))
+    params = Conv(outputs, size).init(KEY, images)["params"]
+    fan_in, fan_out = inputs * size**2, outputs * size**2
+    assert_uniform(params["kernel"], (6 / (fan_in + fan_out)) ** 0.5)
+    assert_uniform(params["bias"], fan_in**-0.5, samples=64)
+    params = Dense(100).init(KEY, jnp.zeros((1, 50)))["params"]
+    assert_uniform(params["kernel"], (6 / 150) ** 0.5)
+    assert_uniform(params["bias"], 50**-0.5, samples=100)
+    params = Dense(100, pytorch_uniform).init(KEY, jnp.zeros((1, 50)))["params"]
+    assert_uniform(params["kernel"], 50**-0.5)
+    params = Conv(outputs, size, kernel_init=kaiming_normal).init(KEY, images)["params"]
+    np.testing.assert_allclose(np.std(params["kernel"]), (2 / fan_out) ** 0.5, rtol=0.03)
+    assert np.abs(params["kernel"]).max() > 3 * (2 / fan_out) ** 0.5  # not truncated
+
+
+def assert_uniform(values: jax.Array, bound: float, samples: int = 5000) -> None:
+    values = np.ravel(values)
+    assert len(values) >= samples
+    assert np.abs(values).max() <= bound
+    assert np.abs(values).max() > bound * (1 - 20 / samples)
+    np.testing.assert_allclose(np.std(values), bound / 3**0.5, rtol=3 / samples**0.5)

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from resnet_flax.data.fashion_mnist import FASHION_MNIST_CLASSES
+from resnet_flax.runs.plotting import (
+    WRONG,
+    plot_confusion,
+    plot_curves,
+    plot_mistakes,
+    plot_predictions,
+)
+from resnet_flax.training.metrics import EpochResult
+from tests.support.finished_run import random_images
+
+MANY = [f"a rather long class name, number {number}" for number in range(100)]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, in this order."""
+    figures = []
+    save = Figure.savefig
+
+    def note(self, *arguments, **keywords):
+        figures.append(self)
+        save(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Figure, "savefig", note)
+    return figures
+
+
+def overlaps(figure, texts):
+    """Pairs of texts that cover each other, and texts that leave the picture."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in texts if text.get_text()]
+    page = figure.bbox
+    outside = [
+        box
+        for box in boxes
+        if box.x0 < page.x0 - 1 or box.y0 < page.y0 - 1 or box.x1 > page.x1 or box.y1 > page.y1
+    ]
+    return outside + [
+        (one, two)
+        for index, one in enumerate(boxes)
+        for two in boxes[index + 1 :]
+        if one.x0 < two.x1 and two.x0 < one.x1 and one.y0 < two.y1 and two.y0 < one.y1
+    ]
+
+
+def is_picture(path, smallest=500):
+    with Image.open(path) as picture:
+        picture.load()
+        return picture.format == "PNG" and min(picture.size) >= smallest
+
+
+def test_curves(tmp_path, drawn):
+    results = [EpochResult(epoch, 1 / epoch, 0.5, 0.4, 1.0, 1.0) for epoch in (1, 2, 3)]
+    plot_curves(results, tmp_path / "curves.png")
+    assert is_picture(tmp_path / "curves.png")
+    loss, train, test = drawn[0].axes[0].lines
+    assert list(loss.get_ydata()) == [1, 1 / 2, 1 / 3]
+    assert list(train.get_ydata()) == [0.5] * 3
+    assert list(test.get_ydata()) == [0.4] * 3
+
+
+def test_the_confusion_matrix_shows_its_numbers(tmp_path, drawn):
+    confusion = np.arange(100).reshape(10, 10)
+    plot_confusion(confusion, FASHION_MNIST_CLASSES, tmp_path / "confusion.png")
+    assert is_picture(tmp_path / "confusion.png")
+    axes = drawn[0].axes[0]
+    numbers = {(*text.get_position()[::-1], int(text.get_text())) for text in axes.texts}
+    assert numbers == {
+        (row, column, 10 * row + column) for row in range(10) for column in range(10)
+    } - {(0, 0, 0)}
+    shares = axes.images[0].get_array()
+    np.testing.assert_allclose(shares.sum(1), 1)
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == list(FASHION_MNIST_CLASSES)
+    assert not overlaps(drawn[0], [*axes.texts, *axes.get_yticklabels(), axes.xaxis.label])
+
+
+def test_a_class_without_images_stays_white(tmp_path, drawn):
+    plot_confusion(np.array([[3, 1], [0, 0]]), ["one", "two"], tmp_path / "confusion.png")
+    assert drawn[0].axes[0].images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
+
+
+def test_a_hundred_classes_fit(tmp_path, drawn):
+    plot_confusion(np.eye(100, dtype=int), MANY, tmp_path / "confusion.png")
+    axes = drawn[0].axes[0]
+    assert not axes.texts
+    assert not overlaps(drawn[0], axes.get_yticklabels())
+
+
+def test_predictions_mark_the_mistakes(tmp_path, drawn):
+    data = random_images(50)
+    answers = np.where(np.arange(50) % 3, data.labels, (data.labels + 1) % 10)
+    path = tmp_path / "predictions.png"
+    plot_predictions(data.images, data.labels, answers, FASHION_MNIST_CLASSES, path)
+    assert is_picture(path)
+    shown = [axes for axes in drawn[0].axes if axes.images]
+    assert len(shown) == 32
+    for index, axes in enumerate(shown):
+        true, predicted = axes.get_title().split("\n")
+        assert true == FASHION_MNIST_CLASSES[data.labels[index]]
+        assert predicted == "✗ " * (index % 3 == 0) + FASHION_MNIST_CLASSES[answers[index]]
+        assert (axes.title.get_color() == WRONG) == (index % 3 == 0)
+        np.testing.assert_array_equal(axes.images[0].get_array(), data.images[index, :, :, 0])
+    assert not overlaps(drawn[0], [axes.title for axes in shown])
+
+
+@pytest.mark.parametrize("classes", [FASHION_MNIST_CLASSES, MANY])
+def test_titles_keep_clear_of_each_other(tmp_path, drawn, classes):
+    data = random_images(32)
+    longest = max(range(len(classes)), key=lambda index: len(classes[index]))
+    labels = np.full(32, longest)
+    probabilities = np.zeros((32, len(classes)))
+    probabilities[:, (longest + 1) % len(classes)] = 1
+    plot_predictions(data.images, labels, labels, classes, tmp_path / "predictions.png")
+    plot_mistakes(data.images, labels, probabilities, classes, tmp_path / "mistakes.png")
+    for figure in drawn:
+        assert not overlaps(figure, [axes.title for axes in figure.axes])
+
+
+def test_the_surest_mistakes_come_first(tmp_path, drawn):
+    data = random_images(200)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(10), 200)
+    answers, path = probabilities.argmax(-1), tmp_path / "mistakes.png"
+    plot_mistakes(data.images, data.labels, probabilities, FASHION_MNIST_CLASSES, path)
+    assert is_picture(path)
+    wrong = sorted(
+        (index for index in range(200) if answers[index] != data.labels[index]),
+        key=lambda index: -probabilities[index].max(),
+    )
+    for axes, index in zip(drawn[0].axes, wrong, strict=False):
+        np.testing.assert_array_equal(axes.images[0].get_array(), data.images[index, :, :, 0])
+        true, predicted = axes.get_title().split("\n")
+        assert true == FASHION_MNIST_CLASSES[data.labels[index]]
+        name = FASHION_MNIST_CLASSES[answers[index]]
+        assert predicted == f"{name} {probabilities[index].max():.0%}"
+
+
+def test_few_images_colours_and_no_mistakes(tmp_path, drawn):
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    labels, probabilities = np.arange(3), np.eye(3)
+    plot_predictions(images, labels, labels, "abc", tmp_path / "predictions.png")
+    plot_mistakes(images, labels, probabilities, "abc", tmp_path / "mistakes.png")
+    assert is_picture(tmp_path / "predictions.png", 200)
+    assert is_picture(tmp_path / "mistakes.png", 200)
+    assert sum(bool(axes.images) for axes in drawn[0].axes) == 3
+    assert drawn[1].get_suptitle() == "no mistakes in 3 images"

@@ -1,0 +1,70 @@
+"""Ten steps an epoch in float64, on the devices of one process or of several, and what came of it.
+
+``python -m tests.support.sharded_run RESULT.npz EPOCHS [COORDINATOR PROCESSES ID]``
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from resnet_flax.machine.devices import data_mesh, replicate
+from resnet_flax.machine.interruption import Interruption
+from resnet_flax.machine.processes import join_processes
+from resnet_flax.machine.runtime import configure_runtime
+from resnet_flax.nn.resnet import ResNet
+from resnet_flax.runs.checkpoints import RunFolder
+from resnet_flax.runs.config import TrainConfig
+from resnet_flax.training.loop import fit
+from resnet_flax.training.progress import Progress
+from resnet_flax.training.step import Images, create_train_state
+from tests.support.small_run import new_job
+
+
+def main(result: Path, epochs: int, *others: str) -> None:
+    run = result.with_suffix(".run")
+    config = TrainConfig(run_dir=run, resume=run.exists())
+    if others:
+        coordinator, processes, number = others
+        config = dataclasses.replace(
+            config,
+            coordinator=coordinator,
+            num_processes=int(processes),
+            process_id=int(number),
+        )
+    configure_runtime()
+    jax.config.update("jax_enable_x64", True)
+    join_processes(config)
+    mesh = data_mesh()
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (150, 8, 8, 1), np.uint8)
+    labels = generator.integers(0, 10, 150).astype(np.int32)
+    data = Images.place(images, labels, mesh)
+    # 16 images are shared by 2, 4 or 8 devices; of the last batch's 6, each device gets all.
+    job = new_job(data, 16, epochs=epochs, mesh=mesh)
+    dtypes = {"dtype": np.float64, "param_dtype": np.float64}
+    model = ResNet((1, 1), stem="cifar", num_classes=10, channels=8, **dtypes)
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    state = create_train_state(model, optimizer, Images.place(images, labels), 0)
+    with RunFolder(config) as folder:
+        state, position = folder.restore(state)
+        state, position = fit(
+            job,
+            replicate(state, mesh),
+            position,
+            progress=Progress(config),
+            save=folder.save,
+            interruption=Interruption(),
+        )
+    assert int(state.step) == 10 * epochs
+    if jax.process_index() == 0:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+        figures = [(row.loss, row.train_acc, row.test_acc) for row in position.results]
+        np.savez(result, *leaves, np.array(figures), devices=jax.device_count())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,67 @@
+"""A network and data small enough to train within a test."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from resnet_flax.data.fashion_mnist import shuffled_batches
+from resnet_flax.machine.devices import data_mesh
+from resnet_flax.machine.interruption import Interruption
+from resnet_flax.nn.resnet import ResNet
+from resnet_flax.training.loop import Job, train_epoch
+from resnet_flax.training.metrics import EpochResult, Metrics
+from resnet_flax.training.position import Position
+from resnet_flax.training.recipes import RECIPES, Recipe
+from resnet_flax.training.step import Images, TrainState, create_train_state, train_steps
+
+MODEL = ResNet((1,), stem="cifar", num_classes=10, channels=8)  # few compile quickly
+IMAGE_SIZE = 8
+STEPS = jax.jit(partial(train_steps, image_size=IMAGE_SIZE), donate_argnums=0)
+
+
+def random_data(count: int, seed: int = 0) -> Images:
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (count, 8, 8, 1), np.uint8)
+    return Images.place(images, generator.integers(0, 10, count).astype(np.int32))
+
+
+def new_state(
+    data: Images,
+    optimizer: optax.GradientTransformation | None = None,
+    seed: int = 0,
+    recipe: Recipe = RECIPES["d2l"],
+) -> TrainState:
+    return create_train_state(MODEL, optimizer or optax.sgd(0.05), data, seed, recipe)
+
+
+def new_job(data: Images, batch_size: int, **changes: Any) -> Job:
+    job = Job(
+        train_set=data,
+        test_set=data,
+        batches=lambda epoch: shuffled_batches(len(data.labels), batch_size, seed=0, epoch=epoch),
+        epochs=1,
+        image_size=IMAGE_SIZE,
+        recipe=RECIPES["d2l"],
+        mesh=data_mesh(),
+    )
+    return job._replace(**changes)
+
+
+def run_epoch(
+    state: TrainState, data: Images, batch_size: int, epoch: int = 1
+) -> tuple[TrainState, Metrics]:
+    job = new_job(data, batch_size)
+    results = [EpochResult(number, 0.0, 0.0, 0.0, 1.0, 1.0) for number in range(1, epoch)]
+    state, position = train_epoch(
+        job,
+        state,
+        Position(results),
+        STEPS,
+        on_step=lambda *_: None,
+        save=lambda *_: None,
+        interruption=Interruption(),
+    )
+    return state, position.metrics

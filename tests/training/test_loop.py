@@ -1,0 +1,151 @@
+"""`fit`: from any position on, what follows is what the undisturbed run does, to the bit."""
+
+import signal
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_flax.errors import TrainingError
+from resnet_flax.machine.interruption import Interrupted, Interruption
+from resnet_flax.runs.config import TrainConfig
+from resnet_flax.training import loop
+from resnet_flax.training.compilation import compile_train_steps
+from resnet_flax.training.loop import fit, stack_batches
+from resnet_flax.training.position import Position
+from resnet_flax.training.progress import Progress
+from resnet_flax.training.recipes import RECIPES, build_optimizer
+from tests.support.small_run import new_job, new_state, random_data
+
+EPOCHS, BATCH_SIZE, BATCHES = 2, 8, 3
+# Momentum and an average of the parameters, so that all a state can hold is in it.
+FAST = RECIPES["fast"]
+DATA = random_data(20)
+OPTIMIZER = build_optimizer(FAST, 0.05, EPOCHS * BATCHES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once():
+    """All runs share their compiled steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = []
+
+        def compile_once(*arguments, **options):
+            if not compiled:
+                compiled.append(compile_train_steps(*arguments, **options))
+            return compiled[0]
+
+        patch.setattr(loop, "compile_train_steps", compile_once)
+        yield
+
+
+class Run(SimpleNamespace):
+    """What `fit` saved, how it ended."""
+
+
+def run(state=None, position=None, *, stop_at=None, save=None, **changes) -> Run:
+    """Trains; a signal comes when this many things were reported or saved."""
+    job = new_job(DATA, BATCH_SIZE, epochs=EPOCHS, recipe=FAST, **changes)
+    state = state or new_state(DATA, OPTIMIZER, recipe=FAST)
+    interruption, events = Interruption(), 0
+    found = Run(saved=[], error=None)
+
+    def event() -> None:
+        nonlocal events
+        events += 1
+        if events == stop_at:
+            interruption.requested = signal.SIGTERM
+
+    class Reporter(Progress):
+        def epoch(self, *arguments):  # type: ignore[no-untyped-def]
+            event()
+            return super().epoch(*arguments)
+
+    def keep(state, position) -> None:
+        event()
+        found.saved.append((jax.tree.map(jnp.copy, state), position))
+
+    try:
+        found.state, found.position = fit(
+            job,
+            state,
+            position or Position(),
+            progress=Reporter(TrainConfig()),
+            save=save or keep,
+            interruption=interruption,
+        )
+    except Interrupted as stop:
+        found.error = stop
+    return found
+
+
+def figures(position: Position) -> list:
+    """What does not depend on the clock."""
+    rows = [(row.epoch, row.loss, row.train_acc, row.test_acc) for row in position.results]
+    sums = [float(value) for value in jax.tree.leaves(position.metrics)]
+    return [rows, position.steps, sums]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Run:
+    return run()
+
+
+def check_same_end(found: Run, undisturbed: Run) -> None:
+    assert figures(found.position) == figures(undisturbed.position)
+    leaves = (jax.tree.leaves(each.state) for each in (found, undisturbed))
+    chex.assert_trees_all_equal(*leaves)
+
+
+def test_each_epoch_is_saved(undisturbed):
+    assert [(p.epoch, p.steps) for _, p in undisturbed.saved] == [(2, 0), (3, 0)]
+    assert [row.epoch for row in undisturbed.position.results] == [1, 2]
+
+
+def test_it_goes_on_from_every_step(undisturbed):
+    often = run(seconds_between_checkpoints=0.0)
+    positions = [(p.epoch, p.steps) for _, p in often.saved]
+    assert positions == [(1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3), (3, 0)]
+    check_same_end(often, undisturbed)
+    for state, position in often.saved:
+        check_same_end(run(state, position), undisturbed)
+
+
+@pytest.mark.parametrize("stop_at", range(1, 11))
+def test_it_stops_when_asked_and_what_it_saved_goes_on(stop_at, undisturbed):
+    stopped = run(seconds_between_checkpoints=0.0, stop_at=stop_at)
+    if stop_at < 10:  # after the last evaluation there is nothing to stop
+        assert stopped.error.signum == signal.SIGTERM
+    state, position = stopped.saved[-1]
+    check_same_end(run(state, position), undisturbed)
+
+
+def test_a_loss_that_is_not_a_number_is_never_saved():
+    state = new_state(DATA, OPTIMIZER, recipe=FAST)
+    broken = state.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
+    with pytest.raises(TrainingError, match="the loss is nan in epoch 1, step 1"):
+        run(broken, seconds_between_checkpoints=0.0, save=refuse)
+
+
+def refuse(state, position) -> None:
+    pytest.fail("saved")
+
+
+def test_a_finished_run_is_left_alone(undisturbed):
+    again = run(undisturbed.state, undisturbed.position)
+    assert again.saved == []
+    check_same_end(again, undisturbed)
+
+
+def test_an_accelerator_gets_several_steps_at_once(monkeypatch):
+    batches = [np.arange(8), np.arange(8), np.arange(8), np.arange(8), np.arange(8), np.arange(3)]
+    assert [each.shape for each in stack_batches(batches)] == [(1, 8)] * 5 + [(1, 3)]
+    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 2})
+    assert [each.shape for each in stack_batches(batches)] == [(2, 8)] * 2 + [(1, 8), (1, 3)]
+    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 5})
+    assert [each.shape for each in stack_batches(batches)] == [(5, 8), (1, 3)]
+    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 6})
+    assert [each.shape for each in stack_batches(batches)] == [(1, 8)] * 5 + [(1, 3)]

@@ -1,0 +1,107 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_flax.nn.resnet import build_model
+from resnet_flax.training.metrics import Metrics
+from resnet_flax.training.recipes import RECIPES, augment, build_optimizer, moving_average
+from resnet_flax.training.step import create_train_state, eval_step, train_step
+from tests.support.small_run import random_data
+
+FAST, D2L = RECIPES["fast"], RECIPES["d2l"]
+
+
+def images(count: int = 64) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0.1, 1, (count, 8, 8, 1)).astype(np.float32)
+
+
+def test_d2l_does_not_touch_the_images():
+    before = images()
+    np.testing.assert_array_equal(augment(jax.random.key(0), before, D2L), before)
+
+
+def test_each_image_is_a_shifted_and_perhaps_mirrored_copy():
+    before = images()
+    recipe = dataclasses.replace(FAST, shift=1, flip=True)
+    after = np.asarray(jax.jit(lambda key, x: augment(key, x, recipe))(jax.random.key(0), before))
+    seen = set()
+    for old, new in zip(before, after, strict=True):
+        candidates = {
+            (mirrored, down, right): np.pad(view, ((1, 1), (1, 1), (0, 0)))[down:, right:][:8, :8]
+            for mirrored, view in ((False, old), (True, old[:, ::-1]))
+            for down in range(3)
+            for right in range(3)
+        }
+        found = [key for key, image in candidates.items() if np.array_equal(image, new)]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) > 12  # of 18
+
+
+def test_one_cycle_rises_and_falls_to_nearly_nothing():
+    optimizer = build_optimizer(dataclasses.replace(FAST, adam_share=1.0), 1.0, 100)
+    params, gradient = {"bias": jnp.zeros(2)}, {"bias": -jnp.ones(2)}
+    state, rates = optimizer.init(params), []
+    for _ in range(100):
+        # With a constant gradient, Adam's updates are as large as its rate.
+        updates, state = optimizer.update(gradient, state, params)
+        rates.append(float(updates["bias"][0]))
+    assert rates[0] < 0.1
+    assert max(rates) == pytest.approx(1, rel=1e-2)
+    assert rates.index(max(rates)) == 20
+    assert rates[-1] < 1e-3
+
+
+def test_muon_turns_a_kernel_in_all_directions_alike():
+    optimizer = build_optimizer(dataclasses.replace(FAST, weight_decay=0.0), 1.0, 100)
+    params = {"kernel": jnp.zeros((3, 3, 2, 4))}
+    gradient = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 4)) * jnp.arange(4)}
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    lengths = jnp.linalg.svd(updates["kernel"].reshape(18, 4), compute_uv=False)
+    # Newton and Schulz' iteration is stopped early.
+    np.testing.assert_allclose(lengths[:3] / lengths[0], 1, atol=0.5)
+    assert float(lengths[3]) < 1e-3 * float(lengths[0])  # the gradient has no such direction
+
+
+def test_decay_spares_biases_and_batch_normalisation():
+    optimizer = build_optimizer(dataclasses.replace(FAST, weight_decay=0.1), 1.0, 100)
+    params = {"kernel": jnp.ones((3, 3, 2, 4)), "scale": jnp.ones(2)}
+    updates, _ = optimizer.update(optax.tree.zeros_like(params), optimizer.init(params), params)
+    assert float(updates["scale"].sum()) == 0
+    assert float(updates["kernel"].sum()) < 0
+
+
+def test_the_average_follows_and_is_evaluated():
+    assert float(moving_average(FAST, 0.0, 1.0, jnp.int32(0))) == pytest.approx(0.9)
+    assert float(moving_average(FAST, 0.0, 1.0, jnp.int32(10**6))) == pytest.approx(
+        1 - FAST.average_decay, rel=1e-3
+    )
+    data = random_data(8)
+    model = build_model("resnet18", **FAST.model_fields | {"channels": 4})
+    state = create_train_state(model, build_optimizer(FAST, 0.1, 4), data, 0, FAST)
+    indices = np.arange(8, dtype=np.int32)
+    for _ in range(2):
+        state, _ = train_step(state, Metrics.empty(), data, indices, image_size=28, recipe=FAST)
+    assert state.variables is state.average
+    average, newest = state.average["params"]["fc"]["kernel"], state.params["fc"]["kernel"]
+    assert bool((average != newest).any())
+
+
+def test_flip_averaging_does_not_tell_an_image_from_its_mirror_image():
+    data = random_data(8)
+    mirrored = data._replace(images=data.images[:, :, ::-1])
+    model = build_model("resnet18", **FAST.model_fields | {"channels": 4})
+    state = create_train_state(model, build_optimizer(FAST, 0.1, 4), data, 0, FAST)
+    indices, weights = np.arange(8, dtype=np.int32), np.ones(8, np.float32)
+
+    def loss(data, flip):
+        return eval_step(
+            state, Metrics.empty(), data, indices, weights, image_size=28, flip=flip
+        ).loss
+
+    assert loss(data, True) == pytest.approx(loss(mirrored, True), rel=1e-6)
+    assert loss(data, False) != pytest.approx(loss(mirrored, False), rel=1e-6)
