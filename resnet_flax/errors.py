@@ -16,3 +16,8 @@ class TrainingError(RuntimeError):
 def one_line(error: Exception) -> str:
     """Returns the error's message without line breaks, or its type's name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def reason(error: Exception, most: int = 200) -> str:
+    """Why an operation failed, in at most so many letters: the system's words if there are any."""
+    return (getattr(error, "strerror", None) or one_line(error))[:most]

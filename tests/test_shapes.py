@@ -16,6 +16,7 @@ from resnet_flax.nn.blocks import Bottleneck, Residual, Stage
 from resnet_flax.nn.layers import BatchNorm, Conv, Dense
 from resnet_flax.nn.ops import convolution
 from resnet_flax.nn.ops import normalization as operations
+from resnet_flax.nn.ops.pooling import max_pool
 from resnet_flax.nn.resnet import ResNet
 from resnet_flax.training import recipes
 from resnet_flax.training import step as training
@@ -53,7 +54,7 @@ FUNCTIONS = {
         [floats(4, 6, 6, 3), floats(3, 3, 3, 5)],
     ),
     "max_pool": (
-        partial(operations.max_pool, window=3, strides=2, padding=1),
+        partial(max_pool, window=3, strides=2, padding=1),
         [floats(4, 6, 6, 3)],
     ),
     "prepare_images": (partial(preprocessing.prepare_images, image_size=8), [PIXELS]),

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 # jaxlib 0.10.2 hands reductions, products and convolutions to YNNPACK, which gets some large
-# reductions wrong (jax#39103; tests/test_runtime.py shows it) and trains this network at two thirds
+# reductions wrong (jax#39103; tests/machine/test_runtime.py shows it) and trains this network at two thirds
 # of the speed of XLA's own path.
 YNNPACK_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 # Without this pass optimisation barriers last until the code is generated: XLA then no longer

@@ -27,7 +27,7 @@ from resnet_flax.nn.layers import (
     pytorch_uniform,
     xavier_uniform,
 )
-from resnet_flax.nn.ops.normalization import max_pool
+from resnet_flax.nn.ops.pooling import max_pool
 
 STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "small": (3, 1, True)}
 """Name -> (kernel's side, its stride, whether 3x3 max pooling of stride 2 follows)."""

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from resnet_flax.commands.command_line import parse_config, run_command
 from resnet_flax.runs.checkpoints import RunFolder
 from resnet_flax.runs.config import TrainConfig, flag
-from tests.support.small_run import new_state, random_data
 from tests.runs.test_checkpoints import checkpoints, saved_run
+from tests.support.small_run import new_state, random_data
 
 FLAGS = [flag(name) for name in TrainConfig.__dataclass_fields__]
 # What a shell can pass: any text without a zero byte, and numbers of every kind.

@@ -7,7 +7,8 @@ import pytest
 import torch
 from flax import linen as nn
 
-from resnet_flax.nn.ops.normalization import add_bias, batch_normalize, channel_sum, max_pool
+from resnet_flax.nn.ops.normalization import add_bias, batch_normalize, channel_sum
+from resnet_flax.nn.ops.pooling import max_pool
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:

@@ -1,0 +1,66 @@
+"""`resnet_flax.machine.files`: all of a file or nothing, and links that stay in their folder."""
+
+from pathlib import Path
+
+import pytest
+
+from resnet_flax.errors import InputError
+from resnet_flax.machine.files import inside, whole_file
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with whole_file(path) as unfinished:
+        unfinished.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as unfinished:
+        unfinished.write_text("half")
+        _ = 1 / 0
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_in_its_place_and_no_folder_at_all_are_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, why in (("folder", "Is a directory"), ("none/file", "No such file or directory")):
+        with (
+            pytest.raises(InputError, match=f"^cannot write {tmp_path / name}: {why}$"),
+            whole_file(tmp_path / name) as unfinished,
+        ):
+            unfinished.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_link_in_the_unfinished_files_place_is_not_followed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine")
+    with whole_file(tmp_path / "file") as unfinished:
+        name = unfinished.name
+    (tmp_path / name).symlink_to(other)
+    with whole_file(tmp_path / "file") as unfinished:
+        unfinished.write_text("new")
+    assert other.read_text() == "mine"
+
+
+def test_links_stay_in_the_folder(tmp_path: Path) -> None:
+    home, outside = tmp_path / "home", tmp_path / "outside"
+    home.mkdir()
+    outside.write_text("")
+    (home / "file").write_text("")
+    (home / "near").symlink_to("file")
+    (home / "far").symlink_to(outside)
+    (home / "circle").symlink_to("circle")
+    assert inside(home, home / "near") == home / "file"
+    with pytest.raises(InputError, match="is a link out of the folder"):
+        inside(home, home / "far")
+    for name in ("circle", "gone"):
+        with pytest.raises(OSError, match=name):
+            inside(home, home / name)
