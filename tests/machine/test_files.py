@@ -44,6 +44,7 @@ def test_a_link_in_the_unfinished_files_place_is_not_followed(tmp_path: Path) ->
     other.write_text("mine")
     with whole_file(tmp_path / "file") as unfinished:
         name = unfinished.name
+        unfinished.write_text("old")
     (tmp_path / name).symlink_to(other)
     with whole_file(tmp_path / "file") as unfinished:
         unfinished.write_text("new")
