@@ -100,7 +100,9 @@ FAULTS = (
         "data.py",
         "range(batch_size, num_examples, batch_size))",
         "range(batch_size, num_examples, batch_size))[: num_examples // batch_size]",
-        ("tests/data/test_fashion_mnist.py::test_batches_hold_every_index_once_and_the_last_is_kept",),
+        (
+            "tests/data/test_fashion_mnist.py::test_batches_hold_every_index_once_and_the_last_is_kept",
+        ),
     ),
     Fault(
         "mean over batches, not samples",
@@ -112,7 +114,9 @@ FAULTS = (
         "(losses * weights).sum() * weights.size / weights.sum(),\n"
         "            correct=self.correct + correct.sum() * weights.size // (weights > 0).sum(),\n"
         "            count=self.count + weights.size,\n",
-        ("tests/training/test_step.py::test_evaluation_weighs_by_sample_whatever_the_batch_size[4]",),
+        (
+            "tests/training/test_step.py::test_evaluation_weighs_by_sample_whatever_the_batch_size[4]",
+        ),
     ),
     Fault(
         "wrong resize alignment",

@@ -15,14 +15,13 @@ from resnet_flax.machine.devices import data_mesh, replicate
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.machine.processes import join_processes
 from resnet_flax.machine.runtime import configure_runtime, device_name, keep_compiled_programs
-from resnet_flax.nn.checks import check_batches
 from resnet_flax.nn.resnet import build_model
 from resnet_flax.runs.checkpoints import RunFolder
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.plotting import plot_curves
 from resnet_flax.runs.results import write_results
 from resnet_flax.runs.tensorboard import import_tensorboard, write_events
-from resnet_flax.training.loop import Job, fit
+from resnet_flax.training.loop import Job, check_batches, fit
 from resnet_flax.training.metrics import final_report
 from resnet_flax.training.position import Position
 from resnet_flax.training.progress import Progress

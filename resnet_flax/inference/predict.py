@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from resnet_flax.errors import InputError
 from resnet_flax.inference.pretrained import Network
-from resnet_flax.nn.preprocessing import prepare_images
+from resnet_flax.nn.preprocessing import mirrored_logits, prepare_images
 
 BATCH_SIZE = 256
 BATCH_PIXELS = 4_000_000  # fewer images where they are large
@@ -54,7 +54,4 @@ def _infer(
     model: nn.Module, variables: Any, images: jax.Array, *, image_size: int, flip: bool
 ) -> Any:
     images = prepare_images(images, image_size)
-    logits: Any = model.apply(variables, images)
-    if flip:
-        logits = (logits + model.apply(variables, images[:, :, ::-1])) / 2
-    return logits
+    return mirrored_logits(partial(model.apply, variables), images, flip)

@@ -15,7 +15,6 @@ from jax import lax
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from resnet_flax.nn.checks import check_channels
 from resnet_flax.nn.ops.convolution import convolve
 from resnet_flax.nn.ops.normalization import add_bias, batch_normalize
 
@@ -173,3 +172,16 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             y = (x - running_mean.value) * factor + bias
         return y.astype(self.dtype)
+
+
+def check_channels(layer: str, x: jax.Array, kernel: jax.Array) -> None:
+    """Makes sure that a convolution's input has the channels that its kernel (H, W, I, O) takes.
+
+    Raises:
+        ValueError: when it has not.
+    """
+    if x.shape[-1] != kernel.shape[2]:
+        raise ValueError(
+            f"{layer}: the input must have shape (N, H, W, {kernel.shape[2]}), not {x.shape}; the "
+            f"parameters were made for {kernel.shape[2]} channels"
+        )

@@ -6,13 +6,13 @@ from it by up to one grey level; this one does not differ at all.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, UInt8
-
-from resnet_flax.nn.checks import check_shape
+from jaxtyping import Array, Float, Float32, Key, UInt8
 
 # Pillow's fixed point for 8-bit images: 32 bits less 8 for the pixel and 2 for the sum.
 PRECISION_BITS = 22
@@ -59,6 +59,62 @@ def resize(
         if images.shape[axis] != image_size:
             images = _resize_axis(images, axis, image_size)
     return images
+
+
+def augment(
+    key: Key[Array, ""], images: Float[Array, "N H W C"], *, shift: int = 0, flip: bool = False
+) -> Float[Array, "N H W C"]:
+    """Moves and mirrors each of the images (N, H, W, C) at random, on the device.
+
+    Args:
+        key: a random key.
+        images: what is to be changed.
+        shift: pixels by which an image is moved at most, along each axis; zeros come in.
+        flip: mirror half of the images.
+    """
+    flip_key, shift_key = jax.random.split(key)
+    if flip:
+        flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(flipped, images[:, :, ::-1], images)
+    if shift:
+        margin = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+        offsets = jax.random.randint(shift_key, (len(images), 2), 0, 2 * shift + 1)
+
+        def window(padded: jax.Array, offset: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice(padded, (*offset, 0), images.shape[1:])
+
+        images = jax.vmap(window)(jnp.pad(images, margin), offsets)
+    return images
+
+
+def mirrored_logits(
+    classify: Callable[[jax.Array], Any], images: Float[Array, "N H W C"], flip: bool
+) -> Float[Array, "N classes"]:
+    """What a network makes of images (N, H, W, C) in evaluation.
+
+    Args:
+        classify: images -> logits.
+        images: as the network takes them.
+        flip: average each image's logits with those of its mirror image.
+    """
+    logits = classify(images)
+    return (logits + classify(images[:, :, ::-1])) / 2 if flip else logits
+
+
+def check_shape(images: Any) -> None:
+    """Makes sure that images are (N, H, W, C).
+
+    Raises:
+        ValueError: when they have not four axes, or look like PyTorch's (N, C, H, W).
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (N, H, W, C), not {images.shape}")
+    _, first, second, third = images.shape
+    if first in (1, 3) and second == third > 4:
+        raise ValueError(
+            f"images must have shape (N, H, W, C); {images.shape} looks like PyTorch's "
+            "(N, C, H, W): transpose by (0, 2, 3, 1)"
+        )
 
 
 def _resize_axis(images: jax.Array, axis: int, size: int) -> jax.Array:

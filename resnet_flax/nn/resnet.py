@@ -7,18 +7,20 @@ and so is the depth (`ARCHITECTURES`).
 Sources: D2L, section "Residual Networks (ResNet)"; He et al., 2015 (arXiv:1512.03385).
 """
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float
 
 from resnet_flax.errors import InputError
 from resnet_flax.nn.blocks import Block, Bottleneck, ModuleFactory, Residual, Stage
-from resnet_flax.nn.checks import check_network_input
 from resnet_flax.nn.layers import (
     BatchNorm,
     Conv,
@@ -28,7 +30,11 @@ from resnet_flax.nn.layers import (
     xavier_uniform,
 )
 from resnet_flax.nn.ops.pooling import max_pool
+from resnet_flax.nn.preprocessing import check_shape
 
+# Images scaled to [0, 1], or normalised to mean 0 and deviation 1, stay well below it; of those in
+# 0..255 nearly all have a pixel above.
+LARGEST_SCALED = 25.0
 STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "small": (3, 1, True)}
 """Name -> (kernel's side, its stride, whether 3x3 max pooling of stride 2 follows)."""
 
@@ -231,3 +237,28 @@ def resnet101(flavour: str = "d2l", **fields: Any) -> ResNet:
 def resnet152(flavour: str = "d2l", **fields: Any) -> ResNet:
     """ResNet-152, of bottleneck blocks; arguments as in `build_model`."""
     return build_model("resnet152", flavour, **fields)
+
+
+def check_network_input(images: Any) -> None:
+    """Makes sure that images are (N, H, W, C), floating point, and not in 0..255.
+
+    Raises:
+        ValueError: when their shape or dtype is wrong.
+
+    Warns:
+        UserWarning: when their values, if at hand, are too large.
+    """
+    check_shape(images)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating point in [0, 1], not {images.dtype}: divide them by 255, or "
+            "use resnet_flax.preprocessing.prepare_images"
+        )
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    largest = float(np.abs(np.asarray(images)).max())  # not traced where the images are not
+    if largest > LARGEST_SCALED:
+        warnings.warn(
+            f"images should be in [0, 1], but a pixel is {largest:g}: divide them by 255",
+            stacklevel=2,
+        )

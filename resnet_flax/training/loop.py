@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_flax.errors import TrainingError
+from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.machine.devices import any_process, replicate, split_batch
 from resnet_flax.machine.interruption import Interrupted, Interruption
 from resnet_flax.training.compilation import compile_train_steps
@@ -230,3 +230,20 @@ def stop_if_asked(
         save(state, position)
         done = f"epoch {position.epoch}, step {position.steps}"
         raise Interrupted(signum or signal.SIGTERM, f"{done} is saved")
+
+
+def check_batches(batches: list[np.ndarray], image_size: int) -> None:
+    """Makes sure that the smallest batch can be normalised in the network's last stage.
+
+    Args:
+        batches: index arrays.
+        image_size: height and width of the images, in pixels.
+
+    Raises:
+        InputError: when that stage would hold a single value per channel.
+    """
+    if min(map(len, batches)) * math.ceil(image_size / 32) ** 2 < 2:
+        raise InputError(
+            f"the last batch would hold 1 image of {image_size}x{image_size} pixels, too few for "
+            "batch normalisation: change --batch-size, --train-examples or --image-size"
+        )

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
 from optax.contrib import MuonDimensionNumbers, muon
 
 
@@ -129,25 +128,6 @@ def _kernels_as_matrices(params: Any) -> Any:
     """From (H, W, C, features) to (H * W * C, features); what has fewer axes is for Adam."""
     matrix = MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
     return jax.tree.map(lambda leaf: matrix if leaf.ndim == 4 else None, params)
-
-
-def augment(
-    key: Key[Array, ""], images: Float[Array, "N H W C"], recipe: Recipe
-) -> Float[Array, "N H W C"]:
-    """Shifts and mirrors each of the images (N, H, W, C) at random, on the device."""
-    flip_key, shift_key = jax.random.split(key)
-    if recipe.flip:
-        flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
-        images = jnp.where(flipped, images[:, :, ::-1], images)
-    if recipe.shift:
-        margin = ((0, 0), (recipe.shift, recipe.shift), (recipe.shift, recipe.shift), (0, 0))
-        offsets = jax.random.randint(shift_key, (len(images), 2), 0, 2 * recipe.shift + 1)
-
-        def window(padded: jax.Array, offset: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice(padded, (*offset, 0), images.shape[1:])
-
-        images = jax.vmap(window)(jnp.pad(images, margin), offsets)
-    return images
 
 
 def moving_average(recipe: Recipe, average: Any, new: Any, step: jax.Array) -> Any:

@@ -20,10 +20,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from resnet_flax.machine.devices import replicate, split_batch
-from resnet_flax.nn.checks import check_examples, check_label_range
-from resnet_flax.nn.preprocessing import prepare_images
+from resnet_flax.nn.preprocessing import augment, check_shape, mirrored_logits, prepare_images
 from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.recipes import RECIPES, Recipe, augment, moving_average
+from resnet_flax.training.recipes import RECIPES, Recipe, moving_average
 
 D2L = RECIPES["d2l"]
 
@@ -133,7 +132,7 @@ def train_step(
     """
     images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    images = augment(jax.random.fold_in(key, 1), images, recipe)
+    images = augment(jax.random.fold_in(key, 1), images, shift=recipe.shift, flip=recipe.flip)
 
     def loss_function(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
         logits, updates = state.apply_fn(
@@ -211,9 +210,7 @@ def eval_step(
         flip: average the logits with those of the mirrored images.
     """
     images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
-    logits = state.apply_fn(state.variables, images, train=False)
-    if flip:
-        logits = (logits + state.apply_fn(state.variables, images[:, :, ::-1], train=False)) / 2
+    logits = mirrored_logits(partial(state.apply_fn, state.variables, train=False), images, flip)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return metrics.add(logits, losses, labels, weights)
 
@@ -254,3 +251,39 @@ def evaluate(
             batch = (split_batch(indices, mesh), split_batch(weights, mesh))
         metrics = eval_step(state, metrics, data, *batch, image_size=image_size, flip=flip)
     return metrics
+
+
+def check_examples(images: Any, labels: Any) -> None:
+    """Makes sure that a data set is uint8 images (N, H, W, C) and integer labels (N,).
+
+    Raises:
+        ValueError: naming the argument, what it is, and what it must be.
+    """
+    check_shape(images)
+    if images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8 in 0..255, not {images.dtype}")
+    if labels.ndim == 2:
+        raise ValueError(
+            f"labels must be integers of shape (N,), not of shape {labels.shape}: of one-hot "
+            "labels take labels.argmax(-1)"
+        )
+    if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be integers of shape {images.shape[:1]}, one for each image, not "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+
+
+def check_label_range(labels: Any, num_classes: int) -> None:
+    """Makes sure that labels are among 0, 1, ..., num_classes - 1.
+
+    Raises:
+        ValueError: when one is not; the cross-entropy would silently be wrong.
+    """
+    labels = np.asarray(labels)
+    smallest, largest = labels.min(), labels.max()
+    if smallest < 0 or largest >= num_classes:
+        raise ValueError(
+            f"labels must be in 0..{num_classes - 1} for {num_classes} classes, not in "
+            f"{smallest}..{largest}"
+        )

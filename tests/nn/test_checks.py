@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from resnet_flax import ResNet
-from resnet_flax.nn import checks
+from resnet_flax.nn import resnet
 from resnet_flax.nn.preprocessing import resize
 from resnet_flax.training.step import Images, create_train_state
 
@@ -35,9 +35,9 @@ def test_what_is_right_passes_without_a_word(variables):
     trace(variables, IMAGES.astype(jnp.bfloat16))
     trace(variables, IMAGES[:0])
     trace(variables, np.zeros((2, 1, 9, 1), np.float32))
-    checks.check_network_input(np.full((2, 8, 8, 1), -5.0, np.float32))  # normalised
-    checks.check_network_input(np.full((2, 8, 8, 1), np.nan, np.float32))
-    checks.check_network_input(np.zeros((2, 1, 100, 12), np.float32))  # a signal of 12 channels
+    resnet.check_network_input(np.full((2, 8, 8, 1), -5.0, np.float32))  # normalised
+    resnet.check_network_input(np.full((2, 8, 8, 1), np.nan, np.float32))
+    resnet.check_network_input(np.zeros((2, 1, 100, 12), np.float32))  # a signal of 12 channels
 
 
 def test_a_forgotten_mutable_says_what_to_pass(variables):
@@ -76,7 +76,7 @@ def test_integers_are_refused(variables, dtype):
 def test_values_up_to_255_are_told_where_they_are_at_hand(array, variables):
     images = array((2, 8, 8, 1), 200.0, np.float32)
     with pytest.warns(UserWarning, match=r"should be in \[0, 1\], but a pixel is 200: divide"):
-        checks.check_network_input(images)
+        resnet.check_network_input(images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trace(variables, images)  # there are no values yet

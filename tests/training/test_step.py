@@ -9,8 +9,8 @@ import pytest
 
 from resnet_flax.data.fashion_mnist import shuffled_batches
 from resnet_flax.errors import InputError, TrainingError
-from resnet_flax.nn.checks import check_batches
 from resnet_flax.nn.preprocessing import prepare_images
+from resnet_flax.training.loop import check_batches
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import Images, evaluate, train_step
 from tests.support.small_run import IMAGE_SIZE, MODEL, STEPS, new_state, random_data, run_epoch
