@@ -26,7 +26,7 @@ from resnet_flax.training.recipes import RECIPES
 from tests.support.finished_run import MODEL, new_network, write_pretrained
 
 MODELS = {
-    **{f"recipe {name}": build_model("resnet18", **r.model_fields) for name, r in RECIPES.items()},
+    **{f"recipe {name}": build_model(r.model, r.flavour) for name, r in RECIPES.items()},
     **{
         f"{name} {flavour}": build_model(name, flavour)
         for name in ARCHITECTURES
