@@ -78,21 +78,17 @@ def load_fashion_mnist(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
                 logger.warning(f"Fashion-MNIST: decoded copy not kept: {error}")
     except OSError as error:  # no permission, no space, a file in the place of a folder
         raise InputError(f"cannot keep Fashion-MNIST in {folder}: {reason(error)}") from error
-    return _as_datasets(content)
+    train, test = np.split(content, [_SIZES["train"] * (_SIDE * _SIDE + 1)])
+    return _as_dataset(train), _as_dataset(test)
 
 
 # --- The decoded copy: train images, train labels, test images, test labels, all bytes (55 MB).
 
 
-def _as_datasets(content: np.ndarray) -> tuple[Dataset, Dataset]:
-    train_pixels, test_pixels = (size * _SIDE * _SIDE for size in _SIZES.values())
-    ends = np.cumsum([train_pixels, _SIZES["train"], test_pixels])
-    parts = np.split(content, ends)
-    train, test = (
-        Dataset(images.reshape(-1, _SIDE, _SIDE, 1), labels.astype(np.int32))
-        for images, labels in (parts[:2], parts[2:])
-    )
-    return train, test
+def _as_dataset(content: np.ndarray) -> Dataset:
+    count = len(content) // (_SIDE * _SIDE + 1)
+    images, labels = np.split(content, [-count])
+    return Dataset(images.reshape(-1, _SIDE, _SIDE, 1), labels.astype(np.int32))
 
 
 def _read_decoded(path: Path) -> np.ndarray | None:

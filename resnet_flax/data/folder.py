@@ -39,8 +39,7 @@ def load_folder(path: str, image_size: int, seed: int) -> Splits:
     order = np.concatenate([train, test])  # so that each part is a slice, and no copy
     logger.info(f"{path}: reading {len(order)} images")
     images = read_images([files.paths[index] for index in order], image_size)
-    data, end = Dataset(images, files.labels[order]), len(train)
-    return Splits(data.select(slice(end)), data.select(slice(end, None)), files.classes)
+    return Splits(*Dataset(images, files.labels[order]).hold_out(len(test)), files.classes)
 
 
 def find_images(folder: Path) -> ImageFiles:
@@ -71,25 +70,23 @@ def find_images(folder: Path) -> ImageFiles:
             raise InputError(f"{roots[other]} lacks a folder {lacking[0]}, which {roots[each]} has")
     if len(classes) < 2:
         raise InputError(f"{roots[0]} holds one class only, {classes[0]}: two at least are needed")
-    counts = [[len(root[name]) for name in classes] for root in found]
+    pairs = [(path, i) for root in found for i, name in enumerate(classes) for path in root[name]]
     return ImageFiles(
-        paths=[path for root in found for name in classes for path in root[name]],
-        labels=np.tile(np.arange(len(classes), dtype=np.int32), len(found)).repeat(
-            np.ravel(counts)
-        ),
+        paths=[path for path, _ in pairs],
+        labels=np.array([label for _, label in pairs], np.int32),
         classes=classes,
-        num_train=sum(counts[0]) if present else None,
+        num_train=sum(map(len, found[0].values())) if present else None,
     )
 
 
 def _find_classes(home: Path, root: Path) -> dict[str, list[Path]]:
     """Class -> its images, both sorted by name."""
-    folders = [path for path in _visible(root) if _checked(home, path).is_dir()]
+    folders = [path for path in _visible(home, root) if path.is_dir()]
     if not folders:
         raise InputError(f"{root} holds no folders: it needs one for each class, CLASS/*.png")
     classes, others = {}, []
     for folder in folders:
-        entries = [_checked(home, path) for path in _visible(folder)]
+        entries = _visible(home, folder)
         images = [path for path in entries if path.suffix.lower() in FORMATS and path.is_file()]
         others += sorted({*entries} - {*images})
         name = folder.name
@@ -107,8 +104,9 @@ def _find_classes(home: Path, root: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _visible(home: Path, folder: Path) -> list[Path]:
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(_checked(home, path) for path in paths)
 
 
 def _checked(home: Path, path: Path) -> Path:

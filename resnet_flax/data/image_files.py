@@ -216,7 +216,7 @@ def _scaled(image: Image.Image, shape: tuple[int, int, int], box: Box) -> np.nda
     height, width, channels = shape
     part = (box[2] - box[0], box[3] - box[1])
     scale = min(width / part[0], height / part[1])
-    # Not padded before it is small: a line of a million pixels would become a huge square.
+    # Padded only when it is small: a line of a million pixels would become a huge square.
     size = (max(1, round(part[0] * scale)), max(1, round(part[1] * scale)))
     small = image.resize(size, Image.Resampling.BILINEAR, box)
     return np.asarray(small).reshape(*size[::-1], channels)

@@ -24,8 +24,7 @@ def load_dataset(
         name: ``fashion_mnist``; or ``folder:PATH``, see `resnet_flax.data.folder.find_images`; or
             any of TFDS' sets of images by class, such as ``cifar10``.
         data_dir: TFDS' data folder, as in `load_fashion_mnist`.
-        image_size: the size in pixels that the images will be resized to. Those that differ in
-            size, are no squares, or are larger become squares of this size right away, see
+        image_size: the size in pixels that the images will be resized to; see
             `resnet_flax.data.image_files.read_images`.
         seed: decides which images are for testing, where the data do not say, and a folder's order.
 

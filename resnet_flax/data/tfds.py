@@ -53,13 +53,9 @@ def load_tfds(name: str, folder: Path, image_size: int, seed: int) -> Splits:
         classes = tuple(builder.info.features[keys[1]].names)
     if data.labels.min() < 0:
         raise InputError(f"{name}: there are images without a label in {' or '.join(splits)}")
-    train: slice | np.ndarray
-    test: slice | np.ndarray
     if test_name:
-        end = given["train"].num_examples
-        train, test = slice(end), slice(end, None)
-    else:
-        train, test = stratified_split(data.labels, classes, seed, name)
+        return Splits(*data.hold_out(given[test_name].num_examples), classes)
+    train, test = stratified_split(data.labels, classes, seed, name)
     return Splits(data.select(train), data.select(test), classes)
 
 
