@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from resnet_flax.data import FITS
 from resnet_flax.errors import InputError, one_line
 from resnet_flax.nn.resnet import ResNet, describe_model, model_from_description
 from resnet_flax.weights.state_dict import from_torch, load_safetensors, variable_shapes
@@ -39,6 +40,7 @@ class Network:
         dark_background: whether the data set's images are light things on a dark ground.
         dataset: its name, as of ``train.py --dataset``.
         seed: decides which of its images are for testing, where it does not say.
+        fit: how a picture is made one of its images, as of `resnet_flax.data.Splits`.
     """
 
     model: ResNet
@@ -49,6 +51,7 @@ class Network:
     dark_background: bool = True
     dataset: str = "fashion_mnist"
     seed: int = 0
+    fit: str = "pad"
 
     def as_json(self) -> dict[str, Any]:
         """Everything that rebuilds it, for a JSON file; initialisers do not matter any more."""
@@ -61,6 +64,7 @@ class Network:
             "dark_background": self.dark_background,
             "dataset": self.dataset,
             "seed": self.seed,
+            "fit": self.fit,
         }
 
     @classmethod
@@ -72,6 +76,8 @@ class Network:
         """
         if not isinstance(content, Mapping):
             raise ValueError('it has no table "network", as train.py writes it')
+        content = {"fit": "pad", **content}  # which version 0.1.0 did, and did not write
+        _require(content["fit"] in [*FITS], content, "fit")
         for name, low, high in (("image_size", 1, LARGEST_IMAGE), ("seed", 0, LARGEST_SEED)):
             value: Any = content.get(name)
             _require(type(value) is int and low <= value <= high, content, name)
@@ -95,6 +101,7 @@ class Network:
             dark_background=content["dark_background"],
             dataset=content["dataset"],
             seed=content["seed"],
+            fit=content["fit"],
         )
 
 
