@@ -16,7 +16,7 @@ from resnet_flax.runs.model_card import MARK, model_card
 from resnet_flax.runs.plotting import plot_confusion, plot_mistakes, plot_predictions
 from resnet_flax.runs.run_folder import CARD, CONFUSION, MISTAKES, PREDICTIONS
 from resnet_flax.training.position import EpochResult
-from resnet_flax.weights.state_dict import save_safetensors, to_torch
+from resnet_flax.weights import save_safetensors, to_torch
 
 
 def write_results(

@@ -8,13 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resnet_flax.data.fashion_mnist import shuffled_batches
-from resnet_flax.data.image_files import bright_border
-from resnet_flax.data.load import Splits, load_dataset
+from resnet_flax.data import Splits, bright_border, load_dataset, shuffled_batches
 from resnet_flax.inference.pretrained import Network
-from resnet_flax.machine.devices import data_mesh, replicate
+from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
-from resnet_flax.machine.processes import join_processes
 from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
 from resnet_flax.nn.resnet import ResNet, build_model
 from resnet_flax.runs.checkpoints import Checkpoints
@@ -26,9 +23,9 @@ from resnet_flax.runs.tensorboard import import_tensorboard, write_events
 from resnet_flax.training.loop import Job, check_batches, fit
 from resnet_flax.training.position import EpochResult, Position
 from resnet_flax.training.progress import Progress
-from resnet_flax.training.recipes import RECIPES, build_optimizer
+from resnet_flax.training.recipes import RECIPES, build_optimizer, freeze
 from resnet_flax.training.step import Images, TrainState, create_train_state
-from resnet_flax.weights.transfer import freeze, start_from
+from resnet_flax.weights import start_from
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +71,7 @@ def train(
     interruption = interruption or Interruption()
     configure_runtime(deterministic=config.deterministic)
     keep_compiled_programs()
-    join_processes(config)
+    join_processes(config.coordinator, config.num_processes, config.process_id)
     first = jax.process_index() == 0
     if not first:
         logging.getLogger("resnet_flax").setLevel(logging.WARNING)
@@ -149,11 +146,7 @@ def load_data(config: TrainConfig) -> Splits:
         InputError: when it cannot be loaded, or has too few examples.
     """
     data = load_dataset(
-        config.dataset,
-        config.data_dir,
-        image_size=config.image_size,
-        seed=config.seed,
-        report=logger.info,
+        config.dataset, config.data_dir, image_size=config.image_size, seed=config.seed
     )
     train_data, test_data = data.train, data.test
     if config.validation_examples:
@@ -175,9 +168,7 @@ def initial_state(config: TrainConfig, model: ResNet, job: Job) -> TrainState:
     variables = None
     if config.init:
         channels = job.train_set.images.shape[-1]
-        variables = start_from(
-            config.init, model, channels=channels, seed=config.seed, report=logger.info
-        )
+        variables = start_from(config.init, model, channels=channels, seed=config.seed)
     return create_train_state(
         model,
         optimizer,
@@ -199,4 +190,5 @@ def describe_network(config: TrainConfig, model: ResNet, data: Splits) -> Networ
         dark_background=not bright_border(data.train.images),
         dataset=config.dataset,
         seed=config.seed,
+        fit=data.fit,
     )

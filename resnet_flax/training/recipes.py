@@ -7,6 +7,9 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from resnet_flax.errors import InputError
+from resnet_flax.nn.resnet import ResNet
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -130,3 +133,31 @@ def _kernels_as_matrices(params: Any) -> Any:
     """From (H, W, C, features) to (H * W * C, features); what has fewer axes is for Adam."""
     matrix = MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
     return jax.tree.map(lambda leaf: matrix if leaf.ndim == 4 else None, params)
+
+
+def freeze(optimizer: optax.GradientTransformation, model: ResNet) -> optax.GradientTransformation:
+    """Keeps the parameters of the model's ``frozen_stages`` as they are, to the bit.
+
+    The compiler leaves out the gradients that nothing needs, so that a frozen part costs its
+    forward pass only.
+
+    Args:
+        optimizer: for the other parameters.
+        model: in which the frozen parts stay in eval mode.
+
+    Raises:
+        InputError: when there are not as many parts.
+    """
+    if not model.frozen_stages:
+        return optimizer
+    parts = [names for part, names in model.parts.items() if part.startswith("st")]
+    if model.frozen_stages > len(parts):
+        raise InputError(
+            f"`freeze_stages` must be at most {len(parts)}, the stem and {len(parts) - 1} stages, "
+            f"not {model.frozen_stages}"
+        )
+    frozen = {name for names in parts[: model.frozen_stages] for name in names}
+    return optax.multi_transform(
+        {"trained": optimizer, "frozen": optax.set_to_zero()},
+        lambda params: {name: "frozen" if name in frozen else "trained" for name in params},
+    )
