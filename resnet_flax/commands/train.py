@@ -11,9 +11,8 @@ from resnet_flax.data.fashion_mnist import shuffled_batches
 from resnet_flax.data.image_files import bright_border
 from resnet_flax.data.load import load_dataset
 from resnet_flax.inference.pretrained import Network
-from resnet_flax.machine.devices import data_mesh, replicate
+from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
-from resnet_flax.machine.processes import join_processes
 from resnet_flax.machine.runtime import configure_runtime, device_name, keep_compiled_programs
 from resnet_flax.nn.resnet import build_model
 from resnet_flax.runs.checkpoints import RunFolder
@@ -35,7 +34,7 @@ def train(config: TrainConfig, interruption: Interruption) -> None:
     gc.freeze()  # what was imported stays: looking through it again costs each start half a second
     configure_runtime(deterministic=config.deterministic)
     keep_compiled_programs()
-    join_processes(config)
+    join_processes(config.coordinator, config.num_processes, config.process_id)
     mesh = data_mesh()
     progress = Progress(config)
     if config.tensorboard:
