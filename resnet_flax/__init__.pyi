@@ -46,14 +46,14 @@ from .training.step import (
 from .training.step import (
     train_step as train_step,
 )
-from .weights.state_dict import (
-    from_torch as from_torch,
-)
-from .weights.state_dict import (
+from .weights.files import (
     load_safetensors as load_safetensors,
 )
-from .weights.state_dict import (
+from .weights.files import (
     save_safetensors as save_safetensors,
+)
+from .weights.state_dict import (
+    from_torch as from_torch,
 )
 from .weights.state_dict import (
     to_torch as to_torch,

@@ -43,3 +43,7 @@ def main() -> int:
     wrong = f"unknown command {given!r}" if given else "no command"
     print(f"resnet-flax: error: {wrong}: choose from {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,7 +43,7 @@ given.check_maps(maps)
 loaded = variables
 
 # --- Task 5: tune a new head.
-from resnet_flax.weights.transfer import freeze
+from resnet_flax.training.recipes import freeze
 
 model = resnet18("torchvision", num_classes=10, frozen_stages=5)
 variables = from_torch(model, load_safetensors(WEIGHTS), new_head=0)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from resnet_flax.commands.command_line import OneLineParser, run_command
-from resnet_flax.commands.convert import guess_model
 from resnet_flax.data.fashion_mnist import FASHION_MNIST_CLASSES, Dataset
 from resnet_flax.data.load import FOLDER, load_dataset
 from resnet_flax.errors import InputError
@@ -20,7 +19,7 @@ from resnet_flax.inference.pretrained import LARGEST_IMAGE, Network, read_pretra
 from resnet_flax.inference.scores import Scores, as_text, score
 from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS
-from resnet_flax.weights.state_dict import from_torch, load_safetensors
+from resnet_flax.weights import from_torch, guess_model, load_safetensors
 
 
 def evaluate(network: Network, variables: Any, data: Dataset) -> Scores:
@@ -150,7 +149,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, help="folder of the TFDS data sets")
     parser.add_argument("--test-examples", type=int, help="score on the first N images only")
-    parser.set_defaults(stem="imagenet", width_multiplier=1.0)
     return parser.parse_args()
 
 
@@ -162,8 +160,8 @@ def read_checkpoint(options: argparse.Namespace) -> tuple[Network, dict[str, Any
     if not 1 <= size <= LARGEST_IMAGE:
         raise InputError(f"--image-size must be between 1 and {LARGEST_IMAGE}, not {size}")
     state_dict = load_safetensors(options.path)
-    model = guess_model(options, state_dict)
-    variables = from_torch(model, state_dict, report=lambda line: None)
+    model = guess_model(options.model, state_dict, options.flavour)
+    variables = from_torch(model, state_dict)
     channels = variables["params"]["conv1"]["kernel"].shape[2]
     classes = FASHION_MNIST_CLASSES
     if model.num_classes != len(classes):

@@ -24,9 +24,9 @@ from resnet_flax.training.loop import Job, check_batches, fit
 from resnet_flax.training.metrics import final_report
 from resnet_flax.training.position import Position
 from resnet_flax.training.progress import Progress
-from resnet_flax.training.recipes import RECIPES, build_optimizer
+from resnet_flax.training.recipes import RECIPES, build_optimizer, freeze
 from resnet_flax.training.step import Images, TrainState, create_train_state
-from resnet_flax.weights.transfer import freeze, start_from
+from resnet_flax.weights import start_from
 
 
 def train(config: TrainConfig, interruption: Interruption) -> None:
@@ -85,7 +85,6 @@ def train(config: TrainConfig, interruption: Interruption) -> None:
             model,
             channels=train_data.images.shape[-1],
             seed=config.seed,
-            report=progress.say,
         )
     state = create_train_state(model, optimizer, job.train_set, config.seed, recipe, variables)
     network = Network(

@@ -21,7 +21,7 @@ from resnet_flax.errors import InputError, one_line
 from resnet_flax.nn.blocks import Block, Bottleneck, Residual
 from resnet_flax.nn.resnet import STEMS, ResNet
 from resnet_flax.runs.config import DTYPES
-from resnet_flax.weights.state_dict import from_torch, load_safetensors, variable_shapes
+from resnet_flax.weights import from_torch, load_safetensors, variable_shapes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST_CONFIG = LARGEST_HEADER = 1_000_000  # bytes
@@ -167,12 +167,7 @@ def read_pretrained(path: str | os.PathLike[str]) -> tuple[Network, dict[str, An
         size = weights.stat().st_size
         raise InputError(f"{weights} has {size:,} bytes; the network of {config} needs less")
     try:
-        variables = from_torch(
-            network.model,
-            load_safetensors(weights),
-            in_channels=channels,
-            report=lambda line: None,  # of the counters that are left behind
-        )
+        variables = from_torch(network.model, load_safetensors(weights), in_channels=channels)
     except InputError as error:
         raise InputError(f"{weights}: {one_line(error)[:1000]}") from error
     return network, variables

@@ -62,7 +62,7 @@ class ResNet(nn.Module):
         conv_init: initialiser of the convolutions' kernels.
         dense_init: initialiser of the dense layer's kernel.
         frozen_stages: the first parts that stay in eval mode in training: 1 the stem, 2 the first
-            stage too, and so on. `resnet_flax.weights.transfer.freeze` keeps their parameters.
+            stage too, and so on. `resnet_flax.training.recipes.freeze` keeps their parameters.
         momentum: see `BatchNorm`.
         epsilon: see `BatchNorm`.
         dtype: dtype of the computation; logits come back in float32 at least.

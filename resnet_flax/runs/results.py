@@ -15,7 +15,7 @@ from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.model_card import MARK, model_card
 from resnet_flax.runs.plotting import plot_confusion, plot_mistakes, plot_predictions
 from resnet_flax.training.metrics import EpochResult
-from resnet_flax.weights.state_dict import save_safetensors, to_torch
+from resnet_flax.weights import save_safetensors, to_torch
 
 
 def write_results(

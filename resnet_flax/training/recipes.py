@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from resnet_flax.errors import InputError
+from resnet_flax.nn.resnet import ResNet
+
 
 @dataclass(frozen=True, eq=False)  # compared as an object, so that compiled steps can depend on it
 class Recipe:
@@ -136,3 +139,31 @@ def moving_average(recipe: Recipe, average: Any, new: Any, step: jax.Array) -> A
     updated = optax.incremental_update(new, average, 1 - decay)
     # Rounding must not move the average of what stays the same: frozen parts keep their bits.
     return jax.tree.map(lambda a, b, c: jnp.where(a == b, a, c), average, new, updated)
+
+
+def freeze(optimizer: optax.GradientTransformation, model: ResNet) -> optax.GradientTransformation:
+    """Keeps the parameters of the model's ``frozen_stages`` as they are, to the bit.
+
+    The compiler leaves out the gradients that nothing needs, so that a frozen part costs its
+    forward pass only.
+
+    Args:
+        optimizer: for the other parameters.
+        model: in which the frozen parts stay in eval mode.
+
+    Raises:
+        InputError: when there are not as many parts.
+    """
+    if not model.frozen_stages:
+        return optimizer
+    stages = [f"layer{index + 1}" for index in range(len(model.stage_sizes))]
+    if model.frozen_stages > 1 + len(stages):
+        raise InputError(
+            f"frozen_stages must be at most {1 + len(stages)}, the stem and {len(stages)} "
+            f"stages, not {model.frozen_stages}"
+        )
+    frozen = {"conv1", "bn1", *stages[: model.frozen_stages - 1]}
+    return optax.multi_transform(
+        {"trained": optimizer, "frozen": optax.set_to_zero()},
+        lambda params: {name: "frozen" if name in frozen else "trained" for name in params},
+    )

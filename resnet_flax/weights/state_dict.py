@@ -1,17 +1,15 @@
-"""Weights from PyTorch and back: state dicts and safetensors files, without importing PyTorch.
+"""Weights between PyTorch's state dicts and Flax's variables, without importing PyTorch.
 
-Conversion is a rule: `resnet_flax.weights.keys` names the leaves, and a kernel is transposed by rank.
-The layout of the keys is recognised on reading.
+Conversion is a rule: `resnet_flax.weights.keys` names the leaves, a kernel is transposed by rank.
 
 PyTorch's ``num_batches_tracked`` has no counterpart here (it matters only to a BN with
-``momentum=None``): `from_torch` reports a counter that it leaves behind, and `to_torch` writes the
-number it is given, so that ``load_state_dict(strict=True)`` takes the result.
+``momentum=None``): `from_torch` leaves the counters behind, and `to_torch` writes the number it is
+given, so that ``load_state_dict(strict=True)`` takes the result.
 """
 
-import os
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +17,6 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import Dtype
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from resnet_flax.errors import InputError
 from resnet_flax.nn.layers import Dense
@@ -31,27 +27,56 @@ TO_FLAX = {0: (), 1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (2, 3, 1, 0)}
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 INTEGERS = ("int64", "int32")
 
+logger = logging.getLogger(__name__)
+
+
+class Matched(NamedTuple):
+    """A state dict beside a network.
+
+    Attributes:
+        tensors: the state dict, of values with shape and dtype.
+        expected: shape and dtype of each of the network's leaves.
+        keys: the key of each of them, and of a dense layer.
+    """
+
+    tensors: dict[str, Any]
+    expected: dict[Leaf, jax.ShapeDtypeStruct]
+    keys: dict[Leaf, str]
+
+
+def match(model: Any, state_dict: Mapping[str, Any], in_channels: int) -> Matched:
+    """Finds out which of a state dict's keys are which of a network's leaves.
+
+    Raises:
+        InputError: when it is no state dict.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise InputError(f"a state dict maps keys to tensors; got {type(state_dict).__name__}")
+    tensors = {str(key): _with_shape(str(key), value) for key, value in state_dict.items()}
+    expected = variable_shapes(model, in_channels)
+    return Matched(tensors, expected, match_keys(expected, tensors))
+
 
 def from_torch(
     model: Any,
-    state_dict: Mapping[str, Any],
+    state_dict: Mapping[str, Any] | Matched,
     *,
     in_channels: int | None = None,
     adapt_stem: Literal["sum", "replicate"] | None = None,
     new_head: jax.Array | int | None = None,
     drop_head: bool = False,
     dtype: Dtype | None = None,
-    report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Converts a PyTorch state dict into the variables of ``model``.
 
     The layout of the keys and a prefix common to all, such as ``module.``, are recognised.
-    Nothing is dropped, drawn or reshaped unless asked for, and then it is reported.
+    Nothing is dropped, drawn or reshaped unless asked for, and then it is logged.
 
     Args:
         model: a `ResNet` of the checkpoint's flavour and classes; or a block or stage of D2L's or
             torchvision's, for which ``in_channels`` must be given.
-        state_dict: key -> PyTorch tensor, NumPy array or anything `numpy.asarray` takes.
+        state_dict: key -> PyTorch tensor, NumPy array or anything `numpy.asarray` takes; or
+            what `match` made of that, for this model.
         in_channels: channels of the images; by default those of the checkpoint.
         adapt_stem: how to get ``in_channels`` from another number. "sum": to one channel, whose
             kernel is the sum of the checkpoint's, as suits grey images. "replicate": the
@@ -61,7 +86,6 @@ def from_torch(
         drop_head: leave the checkpoint's dense layer behind, for a model with ``num_classes=0``.
         dtype: dtype of the variables: by default the model's ``param_dtype``; "keep" for the
             checkpoint's own.
-        report: called with one line for each thing adapted or left behind.
 
     Returns:
         ``{"params": ..., "batch_stats": ...}``: new arrays, which share no memory with the old.
@@ -70,21 +94,18 @@ def from_torch(
         InputError: when keys are missing, surplus, misshapen or not floating-point (all are
             named), or when an adaptation is impossible.
     """
-    if not isinstance(state_dict, Mapping):
-        raise InputError(f"a state dict maps keys to tensors; got {type(state_dict).__name__}")
     if adapt_stem == "sum" and in_channels is None:
         in_channels = 1
-    given = {str(key): _with_shape(str(key), value) for key, value in state_dict.items()}
-    expected = variable_shapes(model, in_channels or 1)
-    keys = match_keys(expected, given)
-
+    if not isinstance(state_dict, Matched):
+        state_dict = match(model, state_dict, in_channels or 1)
+    given, expected, keys = dict(state_dict.tensors), state_dict.expected, state_dict.keys
     head: dict[Leaf, Any] = {}
     if new_head is not None or drop_head:
         left = [keys[leaf] for leaf in HEAD if given.pop(keys[leaf], None) is not None]
-        report(f"dense layer: left behind {', '.join(left) or 'nothing'}")
+        logger.info("dense layer: left behind %s", ", ".join(left) or "nothing")
     if new_head is not None:
         head = _draw_head(model, new_head, expected)
-        report(f"dense layer: drawn anew for {model.num_classes} classes")
+        logger.info("dense layer: drawn anew for %d classes", model.num_classes)
     wanted = {leaf: spec for leaf, spec in expected.items() if leaf not in head}
 
     stem = _stem(wanted)
@@ -99,7 +120,7 @@ def from_torch(
     counters = {_counter(keys[leaf]) for leaf in wanted if leaf[-1] == "mean"} & given.keys()
     _check("the state dict", shapes | dict.fromkeys(counters, ()), given)
     if seen := {int(_as_numpy(key, given[key])) for key in counters} - {0}:
-        report(f"num_batches_tracked: left behind, {', '.join(map(str, sorted(seen)))}")
+        logger.debug("num_batches_tracked: left behind, %s", ", ".join(map(str, sorted(seen))))
 
     leaves = {}
     for leaf, spec in wanted.items():
@@ -107,7 +128,7 @@ def from_torch(
         target = array.dtype if dtype == "keep" else np.dtype(dtype or spec.dtype)
         array = array.transpose(TO_FLAX[array.ndim])
         if leaf == stem and adapt_stem:
-            array = _adapt_stem(array, adapt_stem, in_channels, report)
+            array = _adapt_stem(array, adapt_stem, in_channels)
         leaves[leaf] = _new_array(array, target)
     for leaf, value in head.items():
         leaves[leaf] = _new_array(value, value.dtype if dtype in (None, "keep") else dtype)
@@ -154,46 +175,6 @@ def to_torch(
         if leaf[-1] == "mean":
             state_dict[_counter(key)] = np.array(num_batches_tracked, np.int64)
     return state_dict
-
-
-def load_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads a safetensors file; bfloat16 comes as the dtype of `ml_dtypes`.
-
-    Raises:
-        InputError: when the file cannot be read or is damaged.
-    """
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    except (SafetensorError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
-
-
-def save_safetensors(
-    path: str | os.PathLike[str],
-    tensors: Mapping[str, Any],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes a safetensors file, which appears under its name only when it is complete.
-
-    Args:
-        path: the file; one that exists is replaced.
-        tensors: key -> array, such as the result of `to_torch`.
-        metadata: text for the header, besides ``format: pt``, which transformers asks for.
-
-    Raises:
-        InputError: when the file cannot be written.
-    """
-    # The library writes memory as it lies: an array that is not contiguous would be scrambled.
-    arrays = {key: np.asarray(value, order="C") for key, value in tensors.items()}
-    unfinished = Path(f"{os.fspath(path)}.unfinished")
-    try:
-        save_file(arrays, unfinished, {"format": "pt", **(metadata or {})})
-        unfinished.replace(path)
-    except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error}") from error
 
 
 def variable_shapes(model: Any, in_channels: int) -> dict[Leaf, jax.ShapeDtypeStruct]:
@@ -275,16 +256,16 @@ def _new_array(array: Any, dtype: Dtype) -> jax.Array:
     return jnp.array(array.astype(dtype), copy=True)
 
 
-def _adapt_stem(
-    kernel: np.ndarray, how: str, in_channels: int | None, report: Callable[[str], None]
-) -> np.ndarray:
+def _adapt_stem(kernel: np.ndarray, how: str, in_channels: int | None) -> np.ndarray:
     """Turns a kernel (H, W, I, O) into (H, W, in_channels, O)."""
     given = kernel.shape[2]
     if how == "sum" and in_channels == 1:
-        report(f"stem: {given} input channels summed into one")
+        logger.info("stem: %d input channels summed into one", given)
         return kernel.sum(2, keepdims=True, dtype=np.float64)
     if how == "replicate" and in_channels:
-        report(f"stem: {given} input channels replicated to {in_channels}, scaled by their ratio")
+        logger.info(
+            "stem: %d input channels replicated to %d, scaled by their ratio", given, in_channels
+        )
         return kernel[:, :, np.arange(in_channels) % given].astype(np.float64) * given / in_channels
     raise InputError('adapt_stem is "sum", for one channel, or "replicate", for in_channels=N')
 

@@ -1,89 +1,112 @@
-"""Fine-tuning: a start from other weights, and parts of the network that stay as they are."""
+"""Weights from elsewhere: which network they are of, fitted to another, in another layout."""
 
-from collections.abc import Callable
-from pathlib import Path
+import logging
+import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import optax
+import jax
+import numpy as np
+from flax.typing import Dtype
 
 from resnet_flax.errors import InputError, one_line
-from resnet_flax.nn.resnet import ResNet
-from resnet_flax.weights.keys import HEAD, match_keys
-from resnet_flax.weights.state_dict import from_torch, load_safetensors, variable_shapes
+from resnet_flax.nn.resnet import ResNet, build_model
+from resnet_flax.weights.files import load_safetensors
+from resnet_flax.weights.keys import HEAD
+from resnet_flax.weights.state_dict import from_torch, match, to_torch
 
 STEM = ("params", "conv1", "kernel")
 
+logger = logging.getLogger(__name__)
+
+
+def guess_model(
+    name: str, state_dict: Mapping[str, Any], flavour: str | None = None, **fields: Any
+) -> ResNet:
+    """Builds the network of a state dict, from which it takes flavour and number of classes.
+
+    Args:
+        name: a key of `resnet_flax.nn.resnet.ARCHITECTURES`.
+        state_dict: in any layout.
+        flavour: by default "d2l" if the convolutions have biases.
+        **fields: other fields of the `ResNet`.
+    """
+    flavour = flavour or ("d2l" if _has_biases(state_dict) else "torchvision")
+    matrices = [np.shape(value) for value in state_dict.values() if np.ndim(value) == 2]
+    return build_model(name, flavour, num_classes=matrices[0][0] if matrices else 0, **fields)
+
 
 def start_from(
-    path: Path, model: ResNet, *, channels: int, seed: int, report: Callable[[str], None]
+    path: str | os.PathLike[str], model: ResNet, *, channels: int, seed: int
 ) -> dict[str, Any]:
     """Reads the variables that a training starts from, fitted to the network.
 
-    A dense layer for another number of classes is drawn anew. A stem for another number of channels
-    is summed (to one) or replicated, see `resnet_flax.weights.state_dict.from_torch`.
+    A dense layer for another number of classes is drawn anew, a stem for another number of channels
+    is summed (to one) or replicated, as `from_torch` does it.
 
     Args:
-        path: a safetensors file in any of `resnet_flax.weights.keys.LAYOUTS`.
+        path: a safetensors file in any of the `LAYOUTS`.
         model: to be trained.
         channels: of its images.
         seed: for the dense layer.
-        report: called with a line for each thing adapted.
-
-    Returns:
-        What `resnet_flax.training.step.create_train_state` takes.
 
     Raises:
         InputError: when the file cannot be read, or is of another network.
     """
-    state_dict = load_safetensors(path)
-    keys = match_keys(variable_shapes(model, channels), state_dict)
-    stem, head = (state_dict.get(keys[leaf]) for leaf in (STEM, HEAD[1]))
-    classes = None if head is None else head.shape[:1]
+    logger.info("start from %s", path)
+    weights = match(model, load_safetensors(path), channels)
+    stem, head = (weights.tensors.get(weights.keys[leaf]) for leaf in (STEM, HEAD[1]))
+    biased = _has_biases(weights.tensors)
+    if stem is not None and biased != model.use_bias:
+        raise InputError(
+            f"{path} is of another flavour: its convolutions have "
+            f"{'biases' if biased else 'no biases'}; choose flavour and recipe to fit"
+        )
     adapted: Literal["sum", "replicate"] | None = None
     if stem is not None and stem.ndim == 4 and stem.shape[1] != channels:
         adapted = "sum" if channels == 1 else "replicate"
-    biased = keys[STEM].removesuffix("weight") + "bias" in state_dict
-    if stem is not None and biased != model.use_bias:
-        raise InputError(
-            f"--init {path} is of another flavour: its convolutions have "
-            f"{'biases' if biased else 'no biases'}; choose --flavour and --recipe to fit"
-        )
+    same_head = head is not None and head.shape[:1] == (model.num_classes,)
     try:
         return from_torch(
             model,
-            state_dict,
+            weights,
             in_channels=channels,
             adapt_stem=adapted,
-            new_head=seed if classes != (model.num_classes,) else None,
-            report=lambda line: report(f"{path}: {line}"),
+            new_head=None if same_head else seed,
         )
     except InputError as error:
-        raise InputError(f"--init {path}: {one_line(error)[:1000]}") from error
+        raise InputError(f"{path}: {one_line(error)[:1000]}") from error
 
 
-def freeze(optimizer: optax.GradientTransformation, model: ResNet) -> optax.GradientTransformation:
-    """Keeps the parameters of the model's ``frozen_stages`` as they are, to the bit.
-
-    The compiler leaves out the gradients that nothing needs, so that a frozen part costs its
-    forward pass only.
+def convert(
+    model: ResNet, state_dict: Mapping[str, Any], layout: str, dtype: Dtype | None = None
+) -> dict[str, np.ndarray]:
+    """Rewrites a state dict of the model in another layout of keys, or dtype.
 
     Args:
-        optimizer: for the other parameters.
-        model: in which the frozen parts stay in eval mode.
+        model: as `guess_model` returns it.
+        state_dict: as `from_torch` takes it.
+        layout: as of `to_torch`.
+        dtype: by default the checkpoint's own.
 
     Raises:
-        InputError: when there are not as many parts.
+        InputError: when the state dict is not the model's.
     """
-    if not model.frozen_stages:
-        return optimizer
-    stages = [f"layer{index + 1}" for index in range(len(model.stage_sizes))]
-    if model.frozen_stages > 1 + len(stages):
-        raise InputError(
-            f"--freeze-stages must be at most {1 + len(stages)}, the stem and {len(stages)} "
-            f"stages, not {model.frozen_stages}"
-        )
-    frozen = {"conv1", "bn1", *stages[: model.frozen_stages - 1]}
-    return optax.multi_transform(
-        {"trained": optimizer, "frozen": optax.set_to_zero()},
-        lambda params: {name: "frozen" if name in frozen else "trained" for name in params},
+    # With 64 bits a float64 checkpoint stays one; the others keep their dtype all the same.
+    with jax.enable_x64(True):
+        variables = from_torch(model, state_dict, dtype=dtype or "keep")
+        counts = {int(v) for key, v in state_dict.items() if key.endswith("num_batches_tracked")}
+        count = max(counts, default=0)
+        if len(counts) > 1:
+            logger.info(
+                "num_batches_tracked differed between layers (%s): wrote %d", sorted(counts), count
+            )
+        return to_torch(model, variables, layout, num_batches_tracked=count)
+
+
+def _has_biases(state_dict: Mapping[str, Any]) -> bool:
+    """Whether there are convolutions with biases; D2L's have them, the others' have none."""
+    return any(
+        np.ndim(value) == 4 and f"{key.removesuffix('weight')}bias" in state_dict
+        for key, value in state_dict.items()
     )

@@ -17,7 +17,7 @@ from resnet_flax.errors import InputError
 from resnet_flax.inference.scores import calibration_error, score, softmax
 from resnet_flax.training import step as training
 from resnet_flax.training.step import Images, create_train_state
-from resnet_flax.weights.state_dict import save_safetensors, to_torch
+from resnet_flax.weights import save_safetensors, to_torch
 from tests.support.finished_run import new_network, new_variables, random_images
 
 NO, YES = [4.0, 0.0, 0.0], [0.0, 4.0, 0.0]

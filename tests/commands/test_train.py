@@ -165,7 +165,7 @@ def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, momen
         (["--data-dir", "file"], "file"),
         (["--dataset", "folder:file"], "cannot read the images in file: Not a directory"),
         (["--dataset", "cifar1O"], "did you mean cifar10?"),
-        (["--recipe", "fast", "--freeze-stages", "5"], "--freeze-stages must be at most 4, the"),
+        (["--recipe", "fast", "--freeze-stages", "5"], "frozen_stages must be at most 4, the"),
         (["--recipe", "fast", "--init", "absent.safetensors"], "cannot read absent.safetensors"),
     ],
 )
@@ -213,8 +213,9 @@ def test_it_goes_on_from_other_weights_and_leaves_what_is_frozen(own_data_runs):
     folder, _, process, _ = own_data_runs
     assert process.returncode == 0, process.stderr
     for line in (
-        "first/model.safetensors: stem: 3 input channels summed into one",
-        "first/model.safetensors: dense layer: drawn anew for 2 classes",
+        "start from first/model.safetensors",
+        "stem: 3 input channels summed into one",
+        "dense layer: drawn anew for 2 classes",
         "folder:marks: 16 images to train on, 8 to test on; 8x8 pixels, grey; 2 classes",
     ):
         assert f"{line}\n" in process.stderr

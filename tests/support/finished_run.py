@@ -14,7 +14,7 @@ from resnet_flax.runs.checkpoints import RunFolder
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.results import write_results
 from resnet_flax.training.metrics import EpochResult
-from resnet_flax.weights.state_dict import save_safetensors, to_torch, variable_shapes
+from resnet_flax.weights import save_safetensors, to_torch, variable_shapes
 
 MODEL = ResNet((1, 1), channels=8, stem="small")
 RESULTS = [EpochResult(1, 1.5, 0.4, 0.5, 100.0, 9.0), EpochResult(2, 1.0, 0.6, 0.65, 90.0, 9.5)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_flax import build_model
-from resnet_flax.weights.state_dict import from_torch, load_safetensors, save_safetensors, to_torch
+from resnet_flax.weights import from_torch, load_safetensors, save_safetensors, to_torch
 from tests.support.foreign import import_timm
 from tests.support.torch_reference import randomise_norms
 

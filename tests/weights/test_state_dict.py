@@ -1,7 +1,5 @@
-"""Weights between PyTorch and Flax: layouts, dtypes, adaptations, and errors for damaged files."""
+"""Weights between PyTorch and Flax: round trips, dtypes, adaptations, and what does not fit."""
 
-import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +14,18 @@ from hypothesis import strategies as st
 
 from resnet_flax import ARCHITECTURES, FLAVOURS, Residual, ResNet, build_model, resnet18
 from resnet_flax.errors import InputError
-from resnet_flax.weights.keys import LAYOUTS
-from resnet_flax.weights.state_dict import from_torch, load_safetensors, save_safetensors, to_torch
+from resnet_flax.weights import LAYOUTS, from_torch, load_safetensors, save_safetensors, to_torch
+from resnet_flax.weights.state_dict import match
+from tests.support.state_dicts import (
+    SMALL,
+    SMALL_STATE_DICT,
+    TINY,
+    assert_same,
+    random_variables,
+    tiny_state_dict,
+)
 from tests.support.torch_reference import Residual as TorchResidual
-from tests.support.torch_reference import TorchvisionResNet, d2l_resnet18, randomise_norms
-
-TINY = ResNet((1, 1), num_classes=3, use_bias=False, norm_shortcut=True)
-
-
-def tiny_state_dict(in_channels: int = 3, num_classes: int = 3) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return randomise_norms(TorchvisionResNet((1, 1), in_channels, num_classes)).state_dict()
-
-
-def random_variables(model: ResNet, in_channels: int = 1) -> Any:
-    """Variables of random values, statistics included."""
-    images = jnp.zeros((1, 32, 32, in_channels))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda s: jnp.array(random.random(s.shape, np.float32)), shapes)
-
-
-def assert_same(left: Any, right: Any) -> None:
-    """Same tree, dtypes and bits."""
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert a.dtype == b.dtype
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+from tests.support.torch_reference import TorchvisionResNet, d2l_resnet18
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -53,34 +36,6 @@ def test_round_trip_is_bit_exact_in_every_layout(name: str, flavour: str) -> Non
     # The depth changes nothing but the numbers in the keys.
     for layout in LAYOUTS if name in ("resnet18", "resnet50") else ["torchvision"]:
         assert_same(from_torch(model, to_torch(model, variables, layout)), variables)
-
-
-def test_the_prefixes_of_all_keys_are_those_of_the_originals() -> None:
-    variables = random_variables(resnet18())
-    expected = {
-        "torchvision": "conv1 layer2.0.downsample.0 layer2.1.bn2 fc",
-        "d2l": "0.0 2.0.conv3 2.1.bn2 7",
-        "d2l_class": "net.0.0 net.b3.0.conv3 net.b3.1.bn2 net.last.2",
-        "d2l_package": "0 resnet_block2.0.conv3 resnet_block2.1.bn2 fc.1",
-        "huggingface": "resnet.embedder.embedder.convolution "
-        "resnet.encoder.stages.1.layers.0.shortcut.convolution "
-        "resnet.encoder.stages.1.layers.1.layer.1.normalization classifier.1",
-        "huggingface_base": "embedder.embedder.convolution "
-        "encoder.stages.1.layers.0.shortcut.convolution "
-        "encoder.stages.1.layers.1.layer.1.normalization classifier.1",
-    }
-    assert expected.keys() == LAYOUTS.keys()
-    for layout, prefixes in expected.items():
-        layers = {key.rpartition(".")[0] for key in to_torch(resnet18(), variables, layout)}
-        assert set(prefixes.split()) <= layers
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "net.", "backbone.0."])
-def test_prefixes_of_wrapped_networks_are_recognised(prefix: str) -> None:
-    net = d2l_resnet18()
-    plain = from_torch(resnet18(), net.state_dict())
-    wrapped = {prefix + key: value for key, value in net.state_dict().items()}
-    assert_same(from_torch(resnet18(), wrapped), plain)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +70,31 @@ def test_blocks_of_d2l_and_torchvision_convert() -> None:
     assert_same(from_torch(model, to_torch(model, variables), in_channels=3), variables)
 
 
-def test_counters_left_behind_are_reported() -> None:
-    state_dict, lines = tiny_state_dict(), []
-    from_torch(TINY, state_dict, report=lines.append)
-    assert lines == []
+def test_counters_left_behind_are_for_debugging(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "resnet_flax")
+    state_dict = tiny_state_dict()
+    from_torch(TINY, state_dict)
+    assert caplog.messages == []
     state_dict["bn1.num_batches_tracked"] += 5
-    from_torch(TINY, state_dict, report=lines.append)
-    assert lines == ["num_batches_tracked: left behind, 5"]
+    from_torch(TINY, state_dict)
+    assert caplog.messages == ["num_batches_tracked: left behind, 5"]
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    state_dict = tiny_state_dict()
+    state_dict["bn1.num_batches_tracked"] += 5
+    from_torch(TINY, state_dict, adapt_stem="sum", new_head=0)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_state_dict_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    state_dict = tiny_state_dict()
+    expected = from_torch(TINY, state_dict)
+    matched = match(TINY, state_dict, in_channels=3)
+    monkeypatch.delattr("resnet_flax.weights.state_dict.match_keys")
+    monkeypatch.delattr("resnet_flax.weights.state_dict.variable_shapes")
+    assert_same(from_torch(TINY, matched), expected)
 
 
 def test_state_dicts_without_counters_are_taken() -> None:
@@ -258,47 +231,51 @@ def test_input_channels_are_the_checkpoints() -> None:
         from_torch(TINY, tiny_state_dict(3), in_channels=1)
 
 
-def test_a_summed_stem_sees_grey_images_as_the_old_one_saw_them_in_rgb() -> None:
-    lines: list[str] = []
+def test_a_summed_stem_sees_grey_images_as_the_old_one_saw_them_in_rgb(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "resnet_flax")
     grey = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
     state_dict = tiny_state_dict(3)
-    summed = from_torch(TINY, state_dict, adapt_stem="sum", report=lines.append)
+    summed = from_torch(TINY, state_dict, adapt_stem="sum")
     expected = logits(from_torch(TINY, state_dict), grey.repeat(3, -1))
     np.testing.assert_allclose(logits(summed, grey), expected, atol=1e-5)
-    assert lines == ["stem: 3 input channels summed into one"]
+    assert caplog.messages == ["stem: 3 input channels summed into one"]
 
 
 @pytest.mark.parametrize(("old", "new"), [(1, 3), (3, 6), (3, 4)])
-def test_a_replicated_stem_keeps_the_output_for_equal_channels(old: int, new: int) -> None:
-    lines: list[str] = []
+def test_a_replicated_stem_keeps_the_output_for_equal_channels(
+    old: int, new: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "resnet_flax")
     grey = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
     state_dict = tiny_state_dict(old)
     # With equal kernels every repetition weighs the same, 4 of 3 included.
     state_dict["conv1.weight"][:] = state_dict["conv1.weight"].mean(1, keepdim=True)
-    replicated = from_torch(
-        TINY, state_dict, adapt_stem="replicate", in_channels=new, report=lines.append
-    )
+    replicated = from_torch(TINY, state_dict, adapt_stem="replicate", in_channels=new)
     expected = logits(from_torch(TINY, state_dict), grey.repeat(old, -1))
     np.testing.assert_allclose(logits(replicated, grey.repeat(new, -1)), expected, atol=1e-5)
-    assert lines == [f"stem: {old} input channels replicated to {new}, scaled by their ratio"]
+    assert caplog.messages == [
+        f"stem: {old} input channels replicated to {new}, scaled by their ratio"
+    ]
 
 
-def test_a_new_head_is_drawn_as_the_model_draws_it() -> None:
-    lines: list[str] = []
+def test_a_new_head_is_drawn_as_the_model_draws_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "resnet_flax")
     state_dict = tiny_state_dict(num_classes=1000)
     with pytest.raises(InputError, match=r"fc.bias \(1000,\), not \(3,\)"):
         from_torch(TINY, state_dict)
-    variables = from_torch(TINY, state_dict, new_head=0, report=lines.append)
+    variables = from_torch(TINY, state_dict, new_head=0)
+    assert caplog.messages == [
+        "dense layer: left behind fc.weight, fc.bias",
+        "dense layer: drawn anew for 3 classes",
+    ]
     head = variables["params"]["fc"]
     assert head["kernel"].shape == (128, 3)
     assert np.abs(head["kernel"]).max() <= (6 / 131) ** 0.5  # Xavier's bound
     assert np.abs(head["kernel"]).min() > 0
     assert_same(head, from_torch(TINY, state_dict, new_head=jax.random.key(0))["params"]["fc"])
     assert np.array_equal(variables["params"]["bn1"]["scale"], state_dict["bn1.weight"])
-    assert lines == [
-        "dense layer: left behind fc.weight, fc.bias",
-        "dense layer: drawn anew for 3 classes",
-    ]
 
 
 def test_the_head_is_dropped_on_request_only() -> None:
@@ -327,10 +304,6 @@ def test_impossible_adaptations_are_refused(request_: dict[str, Any]) -> None:
         from_torch(TINY, tiny_state_dict(), **request_)
 
 
-SMALL = ResNet((1,), num_classes=3, use_bias=False, norm_shortcut=True)
-SMALL_STATE_DICT = {
-    key: value.numpy() for key, value in TorchvisionResNet((1,), 3, 3).state_dict().items()
-}
 KEYS = sorted(key for key in SMALL_STATE_DICT if not key.endswith("tracked"))
 
 
@@ -368,74 +341,3 @@ def test_damaged_state_dicts_are_refused(damaged: tuple[str, dict[str, Any]]) ->
         from_torch(SMALL, state_dict)
     assert key.encode("unicode_escape").decode() in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-
-
-@pytest.fixture(scope="module")
-def safetensors_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, Any]:
-    """A file, its bytes and its variables."""
-    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_safetensors(path, SMALL_STATE_DICT)
-    return path, path.read_bytes(), from_torch(SMALL, SMALL_STATE_DICT)
-
-
-@settings(max_examples=600, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_damaged_safetensors_files_are_refused(
-    safetensors_file: tuple[Path, bytes, Any], data: st.DataObject
-) -> None:
-    path, content, variables = safetensors_file
-    header = 8 + struct.unpack("<Q", content[:8])[0]
-    place = data.draw(st.integers(0, header - 1))
-    damage = data.draw(st.sampled_from(["byte", "cut", "insert", "append"]))
-    if damage == "byte":
-        damaged = bytearray(content)
-        damaged[place] = data.draw(st.integers(0, 255))
-    elif damage == "cut":
-        damaged = content[: data.draw(st.integers(0, len(content) - 1))]
-    elif damage == "insert":
-        damaged = content[:place] + data.draw(st.binary(min_size=1)) + content[place:]
-    else:
-        damaged = content + data.draw(st.binary(min_size=1))
-    path.write_bytes(damaged)
-    try:
-        loaded = from_torch(SMALL, load_safetensors(path))
-    except InputError:
-        return
-    # Only a byte that says nothing about tensors (it is in the metadata) may leave a file whole.
-    assert damage == "byte"
-    assert_same(loaded, variables)
-
-
-def test_errors_of_files_name_the_file(tmp_path: Path) -> None:
-    missing, damaged = tmp_path / "missing.safetensors", tmp_path / "damaged.safetensors"
-    damaged.write_bytes(b"junk")
-    for path, message in (
-        (missing, "cannot read"),
-        (tmp_path, "cannot read"),
-        (damaged, "damaged"),
-    ):
-        with pytest.raises(InputError, match=message) as error:
-            load_safetensors(path)
-        assert str(path) in str(error.value)
-    with pytest.raises(InputError, match="cannot write"):
-        save_safetensors(tmp_path / "no" / "folder.safetensors", {})
-
-
-def test_arrays_that_are_not_contiguous_are_saved_as_they_are(tmp_path: Path) -> None:
-    array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    path = tmp_path / "array.safetensors"
-    save_safetensors(path, {"turned": array.T, "scalar": np.array(3)}, {"epoch": "1"})
-    loaded = load_safetensors(path)
-    assert np.array_equal(loaded["turned"], array.T)
-    assert loaded["scalar"].shape == ()
-    assert [path.name for path in tmp_path.iterdir()] == ["array.safetensors"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_safetensors(path, {"a": np.zeros(1)})
-    before = path.read_bytes()
-    with pytest.raises(InputError, match=f"cannot write {re.escape(str(path))}"):
-        save_safetensors(path, {"a": np.zeros(1, dtype=object)})
-    assert path.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

@@ -1,28 +1,24 @@
-"""A start from other weights, and parts that stay as they are, to the bit."""
-
-import functools
+"""Which network a checkpoint is of, and a start from it for another."""
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from resnet_flax import Bottleneck, ResNet
+from resnet_flax import Bottleneck, ResNet, build_model
 from resnet_flax.errors import InputError
-from resnet_flax.runs.checkpoints import RunFolder
-from resnet_flax.runs.config import TrainConfig
-from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.position import Position
-from resnet_flax.training.recipes import RECIPES, build_optimizer
-from resnet_flax.training.step import Images, TrainState, create_train_state, train_step
-from resnet_flax.weights.keys import LAYOUTS
-from resnet_flax.weights.state_dict import save_safetensors, to_torch, variable_shapes
-from resnet_flax.weights.transfer import freeze, start_from
+from resnet_flax.weights import (
+    LAYOUTS,
+    guess_model,
+    keys,
+    save_safetensors,
+    start_from,
+    state_dict,
+    to_torch,
+    variable_shapes,
+)
 
-FAST, D2L = RECIPES["fast"], RECIPES["d2l"]
-PARTS = ("stem", "layer1", "layer2")
 TORCHVISION = {"use_bias": False, "norm_shortcut": True}
 
 
@@ -30,15 +26,9 @@ def network(**fields) -> ResNet:
     return ResNet((1, 1), **{"stem": "cifar", "channels": 8, "num_classes": 4, **fields})
 
 
-def data(channels: int = 1) -> Images:
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (8, 8, 8, channels), np.uint8)
-    return Images.place(images, np.arange(8, dtype=np.int32) % 4)
-
-
-def random_variables(model: ResNet, channels: int = 1, seed: int = 0) -> dict:
+def random_variables(model: ResNet, channels: int = 1) -> dict:
     """Drawn by NumPy, since a compiled initialisation takes seconds."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     shapes = variable_shapes(model, channels)
     leaves = {
         leaf: jnp.asarray(generator.uniform(0.5, 1, spec.shape) / spec.shape[0], jnp.float32)
@@ -47,199 +37,103 @@ def random_variables(model: ResNet, channels: int = 1, seed: int = 0) -> dict:
     return unflatten_dict(leaves)
 
 
-def new_state(
-    model: ResNet, channels: int = 1, seed: int = 0, recipe=D2L, variables=None
-) -> TrainState:
-    variables = variables or random_variables(model, channels, seed)
-    optimizer = freeze(build_optimizer(recipe, 0.1, 10), model)
-    return create_train_state(model, optimizer, data(channels), seed, recipe, variables)
+@pytest.fixture(autouse=True)
+def logged(caplog) -> None:
+    caplog.set_level("INFO", "resnet_flax")
 
 
-@functools.cache
-def compiled(count: int, recipe):
-    """A new state, and the compiled step for it."""
-    state = new_state(network(frozen_stages=count), recipe=recipe)
-    indices = jax.ShapeDtypeStruct((8,), jnp.int32)
-    arguments = (state, Metrics.empty(), data(), indices)
-    return state, train_step.lower(*arguments, image_size=8, recipe=recipe).compile()
-
-
-def trained(state: TrainState, step, steps: int = 3) -> TrainState:
-    state = jax.tree.map(jnp.copy, state)
-    for _ in range(steps):
-        state, _ = step(state, Metrics.empty(), data(), np.arange(8, dtype=np.int32))
-    return state
-
-
-def parts(variables) -> dict:
-    """Part -> its parameters and statistics."""
-    names = {"stem": ("conv1", "bn1"), "layer1": ("layer1",), "layer2": ("layer2",), "fc": ("fc",)}
-    return {
-        part: [variables[kind].get(name) for kind in ("params", "batch_stats") for name in group]
-        for part, group in names.items()
-    }
-
-
-def same(first, second) -> bool:
-    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
-
-
-# --- Frozen parts.
-
-
-@pytest.mark.parametrize(("count", "recipe"), [(0, D2L), (2, D2L), (1, FAST), (3, FAST)])
-def test_the_first_parts_stay_to_the_bit_and_the_others_learn(count, recipe):
-    before, step = compiled(count, recipe)
-    after = trained(before, step)
-    found = [{"params": after.params, "batch_stats": after.batch_stats}, after.variables]
-    for variables in found:  # the newest, and the averages
-        old, new = parts(before.variables), parts(variables)
-        kept = {part for part in old if same(old[part], new[part])}
-        assert kept == set(PARTS[:count])
-
-
-def test_frozen_parts_normalise_by_their_running_statistics():
-    model = network(frozen_stages=3)
-    state = new_state(model)
-    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
-    logits, _ = model.apply(state.variables, images, train=True, mutable=["batch_stats"])
-    np.testing.assert_array_equal(logits, model.apply(state.variables, images))
-
-
-def test_the_last_normalisation_of_a_network_with_preactivation_learns():
-    model = network(frozen_stages=3, preactivation=True)
-    state = new_state(model)
-    updates, _ = state.tx.update(state.params, state.opt_state, state.params)
-    moved = {name for name, part in updates.items() if any(map(np.any, jax.tree.leaves(part)))}
-    assert moved == {"norm", "fc"}
-
-
-def test_gradients_that_nothing_needs_cost_nothing():
-    costs = [compiled(count, D2L)[1].cost_analysis()["flops"] for count in (0, 2)]
-    assert costs[1] < 0.8 * costs[0]
-
-
-def test_a_frozen_run_can_be_saved_and_resumed(tmp_path):
-    state = trained(*compiled(1, FAST))
-    with RunFolder(TrainConfig(run_dir=tmp_path, freeze_stages=1)) as folder:
-        folder.save(state, Position(steps=3))
-    fresh = new_state(network(frozen_stages=1), seed=9, recipe=FAST)
-    with RunFolder(TrainConfig(run_dir=tmp_path, freeze_stages=1, resume=True)) as folder:
-        restored, _ = folder.restore(fresh)
-    chex.assert_trees_all_equal(jax.tree.leaves(restored), jax.tree.leaves(state))
-    assert jax.tree.structure(restored) == jax.tree.structure(fresh)
-
-
-def test_more_parts_than_there_are():
-    with pytest.raises(
-        InputError, match="--freeze-stages must be at most 3, the stem and 2 stages"
-    ):
-        new_state(network(frozen_stages=4))
-
-
-# --- A start from a file.
-
-
-@pytest.fixture
-def said():
-    return []
-
-
-def start(path, model: ResNet, said: list, channels: int = 1) -> TrainState:
-    variables = start_from(path, model, channels=channels, seed=5, report=said.append)
-    return new_state(model, channels, seed=5, variables=variables)
+def start(path, model: ResNet, channels: int = 1) -> dict:
+    return start_from(path, model, channels=channels, seed=5)
 
 
 @pytest.mark.parametrize("fields", [{}, TORCHVISION, {"block": Bottleneck, **TORCHVISION}])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_weights_in_any_layout(tmp_path, said, layout, fields):
+def test_weights_in_any_layout(tmp_path, caplog, layout, fields):
     model = network(**fields)
     expected = random_variables(model)
     path = tmp_path / "weights.safetensors"
     save_safetensors(path, to_torch(model, expected, layout))
-    found = start(path, model, said)
-    chex.assert_trees_all_equal(found.variables, expected)
-    assert said == []
+    chex.assert_trees_all_equal(start(path, model), expected)
+    assert caplog.messages == [f"start from {path}"]  # and nothing adapted
 
 
 @pytest.fixture
 def coloured(tmp_path):
     """Weights for three channels and four classes."""
-    model = network()
-    state = new_state(model, channels=3)
+    variables = random_variables(network(), channels=3)
     path = tmp_path / "weights.safetensors"
-    save_safetensors(path, to_torch(model, state.variables))
-    return path, state
+    save_safetensors(path, to_torch(network(), variables))
+    return path, variables["params"]
 
 
-def test_another_number_of_classes_draws_a_new_dense_layer(coloured, said):
+def test_another_number_of_classes_draws_a_new_dense_layer(coloured, caplog):
     path, old = coloured
-    model = network(num_classes=7)
-    new = start(path, model, said, channels=3)
-    assert new.params["fc"]["kernel"].shape == (16, 7)
-    assert np.asarray(new.params["fc"]["kernel"]).std() > 0.1
-    chex.assert_trees_all_equal(new.params["layer2"], old.params["layer2"])
-    assert said == [
-        f"{path}: dense layer: left behind fc.weight, fc.bias",
-        f"{path}: dense layer: drawn anew for 7 classes",
+    new = start(path, network(num_classes=7), channels=3)["params"]
+    assert new["fc"]["kernel"].shape == (16, 7)
+    assert np.asarray(new["fc"]["kernel"]).std() > 0.1
+    chex.assert_trees_all_equal(new["layer2"], old["layer2"])
+    assert caplog.messages == [
+        f"start from {path}",
+        "dense layer: left behind fc.weight, fc.bias",
+        "dense layer: drawn anew for 7 classes",
     ]
 
 
-def test_weights_without_a_dense_layer(tmp_path, said):
+def test_weights_without_a_dense_layer(tmp_path, caplog):
     headless = network(num_classes=0)
     path = tmp_path / "weights.safetensors"
-    state = new_state(headless)
-    save_safetensors(path, to_torch(headless, state.variables, "huggingface_base"))
-    new = start(path, network(), said)
-    chex.assert_trees_all_equal(new.params["layer2"], state.params["layer2"])
-    assert said[-1] == f"{path}: dense layer: drawn anew for 4 classes"
+    old = random_variables(headless)
+    save_safetensors(path, to_torch(headless, old, "huggingface_base"))
+    new = start(path, network())
+    chex.assert_trees_all_equal(new["params"]["layer2"], old["params"]["layer2"])
+    assert caplog.messages[-1] == "dense layer: drawn anew for 4 classes"
 
 
-def test_coloured_weights_for_grey_images(coloured, said):
+def test_coloured_weights_for_grey_images(coloured, caplog):
     path, old = coloured
-    new = start(path, network(), said)
-    kernels = (state.params["conv1"]["kernel"] for state in (new, old))
+    new = start(path, network())["params"]
+    kernels = (params["conv1"]["kernel"] for params in (new, old))
     np.testing.assert_allclose(next(kernels), next(kernels).sum(2, keepdims=True), rtol=1e-6)
-    assert said == [f"{path}: stem: 3 input channels summed into one"]
+    assert caplog.messages[1:] == ["stem: 3 input channels summed into one"]
 
 
-def test_grey_weights_for_coloured_images(tmp_path, said):
-    old = new_state(network())
+def test_grey_weights_for_coloured_images(tmp_path, caplog):
+    old = random_variables(network())
     path = tmp_path / "weights.safetensors"
-    save_safetensors(path, to_torch(network(), old.variables))
-    new = start(path, network(), said, channels=3)
-    kernel = old.params["conv1"]["kernel"]
-    np.testing.assert_allclose(new.params["conv1"]["kernel"], np.tile(kernel, (1, 1, 3, 1)) / 3)
-    assert said == [f"{path}: stem: 1 input channels replicated to 3, scaled by their ratio"]
+    save_safetensors(path, to_torch(network(), old))
+    new = start(path, network(), channels=3)
+    kernel = old["params"]["conv1"]["kernel"]
+    np.testing.assert_allclose(new["params"]["conv1"]["kernel"], np.tile(kernel, (1, 1, 3, 1)) / 3)
+    assert caplog.messages[1:] == ["stem: 1 input channels replicated to 3, scaled by their ratio"]
 
 
-def test_averages_start_from_the_file_too(coloured, said):
-    path, old = coloured
-    state, step = compiled(1, FAST)
-    model = state.apply_fn.__self__
-    variables = start_from(path, model, channels=1, seed=0, report=said.append)
-    new = create_train_state(model, state.tx, data(), 0, FAST, variables)
-    chex.assert_trees_all_equal(new.params["layer2"], old.params["layer2"])
-    chex.assert_trees_all_equal(
-        new.variables, {"params": new.params, "batch_stats": new.batch_stats}
-    )
-    assert new.variables is new.average
-    step(new, Metrics.empty(), data(), np.arange(8, dtype=np.int32))  # shares no donated buffer
+def test_the_keys_of_a_start_are_matched_once(coloured, monkeypatch):
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return keys.match_keys(*arguments)
+
+    monkeypatch.setattr(state_dict, "match_keys", counted)
+    start(coloured[0], network(num_classes=7))
+    assert len(calls) == 1
 
 
-def test_the_wrong_flavour_is_told(coloured, said):
+def test_the_wrong_flavour_is_told(coloured):
     path, _ = coloured
-    with pytest.raises(InputError, match="its convolutions have biases; choose --flavour"):
-        start(path, network(**TORCHVISION), said, channels=3)
-    save_safetensors(
-        path, to_torch(network(**TORCHVISION), new_state(network(**TORCHVISION)).variables)
+    with pytest.raises(InputError) as error:
+        start(path, network(**TORCHVISION), channels=3)
+    assert str(error.value) == (
+        f"{path} is of another flavour: its convolutions have biases; "
+        "choose flavour and recipe to fit"
     )
-    with pytest.raises(InputError, match="its convolutions have no biases; choose --flavour"):
-        start(path, network(), said)
+    other = network(**TORCHVISION)
+    save_safetensors(path, to_torch(other, random_variables(other)))
+    with pytest.raises(InputError, match="its convolutions have no biases; choose flavour"):
+        start(path, network())
 
 
-def test_files_of_other_networks(coloured, said, tmp_path):
+def test_files_of_other_networks(coloured, tmp_path):
     path, _ = coloured
     other = tmp_path / "other.safetensors"
     save_safetensors(other, {f"weight{i}": np.zeros(3, np.float32) for i in range(1000)})
@@ -251,9 +145,27 @@ def test_files_of_other_networks(coloured, said, tmp_path):
         (network(), tmp_path / "absent.safetensors", "cannot read"),
     ]:
         with pytest.raises(InputError) as caught:
-            start(file, model, said, channels=3)
+            start(file, model, channels=3)
         line = str(caught.value)
         assert words in line
         assert str(file) in line
+        assert "--" not in line
         assert len(line) < 1300
         assert line.isprintable()
+
+
+@pytest.mark.parametrize("flavour", ["d2l", "torchvision"])
+@pytest.mark.parametrize("classes", [0, 7])
+def test_flavour_and_classes_are_the_checkpoints_in_any_layout(flavour: str, classes: int) -> None:
+    model = build_model("resnet18", flavour, num_classes=classes)
+    variables = random_variables(model)
+    for layout in LAYOUTS:
+        tensors = to_torch(model, variables, layout)
+        assert guess_model("resnet18", tensors) == model
+        wrapped = {f"module.{key}": value for key, value in tensors.items()}
+        assert guess_model("resnet18", wrapped) == model
+    other = guess_model("resnet50", tensors, "torchvision", stem="cifar", width_multiplier=2.0)
+    assert other == build_model(
+        "resnet50", "torchvision", num_classes=classes, stem="cifar", width_multiplier=2.0
+    )
+    assert guess_model("resnet18", {}) == build_model("resnet18", "torchvision", num_classes=0)

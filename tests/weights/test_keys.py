@@ -1,0 +1,36 @@
+"""PyTorch's names: those of each layout, and prefixes of wrapped networks."""
+
+import pytest
+
+from resnet_flax import resnet18
+from resnet_flax.weights import LAYOUTS, from_torch, to_torch
+from tests.support.state_dicts import assert_same, random_variables
+from tests.support.torch_reference import d2l_resnet18
+
+
+def test_the_prefixes_of_all_keys_are_those_of_the_originals() -> None:
+    variables = random_variables(resnet18())
+    expected = {
+        "torchvision": "conv1 layer2.0.downsample.0 layer2.1.bn2 fc",
+        "d2l": "0.0 2.0.conv3 2.1.bn2 7",
+        "d2l_class": "net.0.0 net.b3.0.conv3 net.b3.1.bn2 net.last.2",
+        "d2l_package": "0 resnet_block2.0.conv3 resnet_block2.1.bn2 fc.1",
+        "huggingface": "resnet.embedder.embedder.convolution "
+        "resnet.encoder.stages.1.layers.0.shortcut.convolution "
+        "resnet.encoder.stages.1.layers.1.layer.1.normalization classifier.1",
+        "huggingface_base": "embedder.embedder.convolution "
+        "encoder.stages.1.layers.0.shortcut.convolution "
+        "encoder.stages.1.layers.1.layer.1.normalization classifier.1",
+    }
+    assert expected.keys() == LAYOUTS.keys()
+    for layout, prefixes in expected.items():
+        layers = {key.rpartition(".")[0] for key in to_torch(resnet18(), variables, layout)}
+        assert set(prefixes.split()) <= layers
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "net.", "backbone.0."])
+def test_prefixes_of_wrapped_networks_are_recognised(prefix: str) -> None:
+    net = d2l_resnet18()
+    plain = from_torch(resnet18(), net.state_dict())
+    wrapped = {prefix + key: value for key, value in net.state_dict().items()}
+    assert_same(from_torch(resnet18(), wrapped), plain)
