@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_flax.data.fashion_mnist import Dataset, load_fashion_mnist, shuffled_batches
+from resnet_flax.data import Dataset, load_fashion_mnist, shuffled_batches
 
 # Reads a batch and trains on it; returns the seconds of the step alone, as D2L counts them.
 TrainBatch = Callable[[np.ndarray], float]

@@ -12,7 +12,7 @@ import jax
 
 from resnet_flax import Residual, configure_runtime, resnet18
 from resnet_flax.commands.command_line import run_command
-from resnet_flax.data.fashion_mnist import load_fashion_mnist, shuffled_batches
+from resnet_flax.data import load_fashion_mnist, shuffled_batches
 from resnet_flax.machine.runtime import device_name, keep_compiled_programs
 from resnet_flax.nn.summary import print_table, summarize
 from resnet_flax.training.metrics import Metrics
@@ -30,7 +30,7 @@ def show_blocks() -> None:
 
 def train(train_examples: int, test_examples: int, batch_size: int, image_size: int) -> None:
     """One epoch on the first images, with the book's optimiser, and the two lines it ends with."""
-    train_data, test_data = load_fashion_mnist(report=print)
+    train_data, test_data = load_fashion_mnist()
     train_data, test_data = train_data.take(train_examples), test_data.take(test_examples)
     train_set = Images.place(train_data.images, train_data.labels)
     test_set = Images.place(test_data.images, test_data.labels)

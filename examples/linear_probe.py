@@ -18,7 +18,7 @@ import optax
 
 from resnet_flax import ResNet, build_model, configure_runtime
 from resnet_flax.commands.command_line import run_command
-from resnet_flax.data.fashion_mnist import Dataset, load_fashion_mnist, shuffled_batches
+from resnet_flax.data import Dataset, load_fashion_mnist, shuffled_batches
 from resnet_flax.machine.runtime import keep_compiled_programs
 from resnet_flax.nn.preprocessing import prepare_images
 from resnet_flax.training.metrics import Metrics
@@ -107,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     configure_runtime()
     keep_compiled_programs()
-    train_data, test_data = load_fashion_mnist(report=print)
+    train_data, test_data = load_fashion_mnist()
     test_data = test_data.take(2000)
     # The last training images, which the network has not seen.
     others = slice(-options.probe_examples, None)

@@ -7,9 +7,7 @@ import jax
 import numpy as np
 
 from resnet_flax.commands.command_line import parse_config, run_command
-from resnet_flax.data.fashion_mnist import shuffled_batches
-from resnet_flax.data.image_files import bright_border
-from resnet_flax.data.load import load_dataset
+from resnet_flax.data import bright_border, load_dataset, shuffled_batches
 from resnet_flax.inference.pretrained import Network
 from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
@@ -40,12 +38,8 @@ def train(config: TrainConfig, interruption: Interruption) -> None:
     if config.tensorboard:
         import_tensorboard()  # now, and not after the first epoch, it may turn out to be missing
 
-    train_data, test_data, classes = load_dataset(
-        config.dataset,
-        config.data_dir,
-        image_size=config.image_size,
-        seed=config.seed,
-        report=progress.say,
+    train_data, test_data, classes, fit_of_images = load_dataset(
+        config.dataset, config.data_dir, image_size=config.image_size, seed=config.seed
     )
     if config.validation_examples:
         train_data, test_data = train_data.hold_out(config.validation_examples)
@@ -96,6 +90,7 @@ def train(config: TrainConfig, interruption: Interruption) -> None:
         dark_background=not bright_border(train_data.images),
         dataset=config.dataset,
         seed=config.seed,
+        fit=fit_of_images,
     )
 
     with RunFolder(config, progress.say, network.as_json()) as folder:

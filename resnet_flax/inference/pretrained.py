@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import jax.numpy as jnp
 
+from resnet_flax.data import FITS
 from resnet_flax.errors import InputError, one_line
 from resnet_flax.nn.blocks import Block, Bottleneck, Residual
 from resnet_flax.nn.resnet import STEMS, ResNet
@@ -30,7 +31,7 @@ BLOCKS: dict[str, type[Block]] = {block.__name__: block for block in (Residual, 
 MOST_STAGES, MOST_BLOCKS = 6, 200  # ResNet-152 has 4 and 50
 MOST_CLASSES, LONGEST_NAME, LONGEST_PATH = 10_000, 100, 1000
 LARGEST_IMAGE = 1024  # pixels, as --image-size
-CHOICES = {"block": tuple(BLOCKS), "stem": tuple(STEMS), "dtype": DTYPES}
+CHOICES = {"block": tuple(BLOCKS), "stem": tuple(STEMS), "dtype": DTYPES, "fit": FITS}
 RANGES = {
     "channels": (1, 4096),
     "width_multiplier": (0.01, 100.0),
@@ -65,6 +66,7 @@ class Network:
         dark_background: whether the data set's images are light things on a dark ground.
         dataset: its name, as of ``train.py --dataset``.
         seed: decides which of its images are for testing, where it does not say.
+        fit: how a picture is made one of its images, as of `resnet_flax.data.Splits`.
     """
 
     model: ResNet
@@ -75,6 +77,7 @@ class Network:
     dark_background: bool = True
     dataset: str = "fashion_mnist"
     seed: int = 0
+    fit: str = "pad"
 
     def as_json(self) -> dict[str, Any]:
         """Everything that rebuilds it, for a JSON file; initialisers do not matter any more."""
@@ -91,6 +94,7 @@ class Network:
             "dark_background": self.dark_background,
             "dataset": self.dataset,
             "seed": self.seed,
+            "fit": self.fit,
         }
 
     @classmethod
@@ -102,6 +106,7 @@ class Network:
         """
         if not isinstance(content, Mapping):
             raise ValueError('it has no table "network", as train.py writes it')
+        content = {"fit": "pad", **content}  # which version 0.1.0 did, and did not write
         for name, choices in CHOICES.items():
             _require(content.get(name) in [*choices], content, name)
         for name, (low, high) in RANGES.items():
@@ -130,6 +135,7 @@ class Network:
             dark_background=content["dark_background"],
             dataset=content["dataset"],
             seed=content["seed"],
+            fit=content["fit"],
         )
 
 

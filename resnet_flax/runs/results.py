@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_flax.data.fashion_mnist import Dataset
+from resnet_flax.data import Dataset
 from resnet_flax.inference.predict import compute_logits
 from resnet_flax.inference.pretrained import WEIGHTS, Network
 from resnet_flax.inference.scores import score, softmax

@@ -4,7 +4,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from resnet_flax.data.fashion_mnist import FASHION_MNIST_CLASSES
+from resnet_flax.data import FASHION_MNIST_CLASSES
 from resnet_flax.runs.plotting import (
     WRONG,
     plot_confusion,

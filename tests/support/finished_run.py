@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from resnet_flax.data.fashion_mnist import FASHION_MNIST_CLASSES, Dataset
+from resnet_flax.data import FASHION_MNIST_CLASSES, Dataset
 from resnet_flax.inference.pretrained import Network
 from resnet_flax.nn.resnet import ResNet
 from resnet_flax.runs.checkpoints import RunFolder

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from resnet_flax import Bottleneck, Residual, ResNet, Stage, build_model
-from resnet_flax.data.fashion_mnist import Dataset
+from resnet_flax.data import Dataset
 from resnet_flax.nn.layers import BatchNorm, Conv
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import Images, TrainState, train_step

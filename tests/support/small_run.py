@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from resnet_flax.data.fashion_mnist import shuffled_batches
+from resnet_flax.data import shuffled_batches
 from resnet_flax.machine.devices import data_mesh
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.nn.resnet import ResNet

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_flax.data.fashion_mnist import shuffled_batches
+from resnet_flax.data import shuffled_batches
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.nn.preprocessing import prepare_images
 from resnet_flax.training.loop import check_batches
