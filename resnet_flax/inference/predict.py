@@ -1,18 +1,76 @@
-"""A trained network's answers for many images: whole batches, one compiled shape."""
+"""What a trained network makes of images: of arrays in whole batches, and of image files."""
 
+import os
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
 
+from resnet_flax.data import read_photos
 from resnet_flax.errors import InputError
-from resnet_flax.inference.pretrained import Network
+from resnet_flax.inference.pretrained import Network, read_pretrained
+from resnet_flax.inference.scores import softmax
 from resnet_flax.nn.preprocessing import mirrored_logits, prepare_images
 
 BATCH_SIZE = 256
 BATCH_PIXELS = 4_000_000  # fewer images where they are large
+MOST_ANSWERS = 3
+
+
+class Prediction(NamedTuple):
+    """What a network makes of one image.
+
+    Attributes:
+        image: its path.
+        inverted: whether it had a bright background and was inverted.
+        top: the likeliest classes with their probabilities, the likeliest first.
+    """
+
+    image: str
+    inverted: bool
+    top: list[tuple[str, float]]
+
+
+def predict(
+    run: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]]
+) -> list[Prediction]:
+    """Classifies image files.
+
+    Args:
+        run: a run folder, or one as for `from_pretrained`.
+        images: PNG or JPEG files, of any size; made as the training images were, for Fashion-MNIST
+            grey, small, and light on dark, so that a photo on a white ground is inverted.
+
+    Returns:
+        One prediction for each image, of the three likeliest classes.
+
+    Raises:
+        InputError: when the network or any of the images cannot be read.
+    """
+    network, variables = read_pretrained(run)
+    if network.image_shape[-1] not in (1, 3):
+        raise InputError(
+            f"the network of {run} takes images of {network.image_shape[-1]} channels: "
+            "files have 1 or 3"
+        )
+    photos = read_photos(
+        images, network.image_shape, fit=network.fit, dark_background=network.dark_background
+    )
+    pixels = np.asarray([photo.pixels for photo in photos], np.uint8)
+    pixels = pixels.reshape(-1, *network.image_shape)  # of no images too
+    probabilities = softmax(compute_logits(network, variables, pixels))
+    order = (-probabilities).argsort(-1, kind="stable")[:, :MOST_ANSWERS]
+    return [
+        Prediction(
+            os.fspath(path),
+            photo.inverted,
+            [(network.classes[index], float(shares[index])) for index in best],
+        )
+        for path, photo, best, shares in zip(images, photos, order, probabilities, strict=True)
+    ]
 
 
 def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
