@@ -12,26 +12,19 @@ from resnet_flax.weights import from_torch, guess_model, load_safetensors
 
 
 def evaluate(network: Network, variables: Any, data: Dataset) -> Scores:
-    """Scores a network on a test set.
-
-    Args:
-        network: what to score.
-        variables: of ``network.model``.
-        data: with the network's classes.
+    """Scores a network, with its variables, on a test set.
 
     Raises:
         InputError: when the network takes other images, or tells other classes apart.
     """
-    if data.images.shape[-1] != network.image_shape[-1]:
+    channels, given = network.image_shape[-1], data.images.shape[-1]
+    if given != channels:
         raise InputError(
-            f"the network takes images of {network.image_shape[-1]} channels; "
-            f"the test set's have {data.images.shape[-1]}"
+            f"the network takes images of {channels} channels; the test set's have {given}"
         )
-    if len(network.classes) <= data.labels.max():
-        raise InputError(
-            f"the network tells {len(network.classes)} classes apart; "
-            f"the test set has {data.labels.max() + 1}"
-        )
+    count, given = len(network.classes), data.labels.max() + 1
+    if given > count:
+        raise InputError(f"the network tells {count} classes apart; the test set has {given}")
     return score(compute_logits(network, variables, data.images), data.labels)
 
 

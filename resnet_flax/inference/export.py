@@ -62,10 +62,8 @@ def export_stablehlo(network: Network, variables: Any) -> bytes:
     """Serialises a network in evaluation as StableHLO, for `jax.export.deserialize`."""
     shape = (*jax_export.symbolic_shape("N"), *image_shape(network))
     program = jax.jit(partial(_classify, network, variables))
-    exported = jax_export.export(program, platforms=PLATFORMS)(
-        jax.ShapeDtypeStruct(shape, jnp.float32)
-    )
-    content = bytes(exported.serialize())
+    export_for = jax_export.export(program, platforms=PLATFORMS)
+    content = bytes(export_for(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize())
     run = jax_export.deserialize(bytearray(content)).call
     check(network, variables, lambda images: np.asarray(run(images)))
     return content

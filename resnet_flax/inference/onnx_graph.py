@@ -2,8 +2,8 @@
 
 There is an exporter for JAX, jax2onnx, but none of its releases fits beside this package: 0.17.1
 asks for orbax-checkpoint < 0.11.37, and 0.13.0, the newest that does not, uses what JAX 0.10 has
-removed. So the operators are written out here, after `resnet_flax.nn`; who calls this runs the graph
-beside the network, and compares.
+removed. So the operators are written out here, after `resnet_flax.nn`; who calls this runs the
+graph beside the network, and compares.
 """
 
 from typing import Any

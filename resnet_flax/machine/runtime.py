@@ -54,10 +54,10 @@ def configure_runtime(*, deterministic: bool = False) -> None:
 
 
 def keep_memory() -> None:
-    """Has glibc keep freed memory, in huge pages: a training step asks for the same each time.
+    """Has glibc keep freed memory, in huge pages: worth about a seventh of a training step.
 
-    Both together are worth about a seventh of a step. The heap grows by half the machine's memory,
-    in addresses alone; pages come when used, and huge ones must be asked for before (madvise(2)).
+    The heap grows by half the machine's memory, in addresses alone; pages come when used, and huge
+    ones must be asked for before (madvise(2)).
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):  # other C libraries have none
@@ -82,7 +82,7 @@ def add_flag(flag: str) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps what XLA compiles in the user's cache folder, so that the next start need not compile.
+    """Keeps what XLA compiles in the user's cache folder, for the next start.
 
     The folder is private, since programs in it are run, and one for each kind of machine, since
     they use its instructions. ``JAX_COMPILATION_CACHE_DIR`` wins; a folder that cannot be written

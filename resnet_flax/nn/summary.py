@@ -13,28 +13,16 @@ from resnet_flax.nn.resnet import ResNet
 
 
 class Row(NamedTuple):
-    """One line of the table.
-
-    Attributes:
-        layer: its name.
-        output: its output's shape for one image, (H, W, C) or (C,).
-        parameters: number of its parameters.
-        multiply_adds: of its convolutions and dense layers, for one image.
-    """
+    """One line of the table, for one image."""
 
     layer: str
-    output: tuple[int, ...]
+    output: tuple[int, ...]  # its output's shape, (H, W, C) or (C,)
     parameters: int
-    multiply_adds: int
+    multiply_adds: int  # of its convolutions and dense layers
 
 
 def summarize(model: ResNet, image_size: int, channels: int = 1) -> list[Row]:
-    """Traces one image through the network, without computing anything.
-
-    Args:
-        model: the network.
-        image_size: the image's height and width, in pixels.
-        channels: the image's channels.
+    """Traces one image, a square of that many pixels, without computing anything.
 
     Returns:
         The stem, each stage, the pooling and the dense layer, as D2L lists them.

@@ -2,6 +2,8 @@
 
 import builtins
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -153,6 +155,13 @@ def test_a_runs_folder_is_exported_in_one_call(shared_run, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     with pytest.raises(InputError, match="unknown format 'tflite': choose from stablehlo, onnx"):
         export(folder, "tflite")
+
+
+def test_onnx_is_imported_for_an_export_alone():
+    program = (
+        "import sys, resnet_flax.inference; assert not {'onnx', 'onnxruntime'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_what_is_not_installed_is_named(shared_run, monkeypatch):

@@ -31,9 +31,9 @@ def test_many_images_are_one_compiled_shape_in_full_batches(shared_run, tmp_path
     module = sys.modules["resnet_flax.inference.predict"]  # not the function of that name
     infer = module._infer
 
-    def note(model, variables, images, **keywords):
+    def note(model, variables, images, *others):
         shapes.append(images.shape)
-        return infer(model, variables, images, **keywords)
+        return infer(model, variables, images, *others)
 
     monkeypatch.setattr(module, "_infer", note)
     predictions = predict(folder, paths)
