@@ -1,0 +1,64 @@
+"""`resnet_flax.train`: the whole job in one call, wherever Python runs."""
+
+import asyncio
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_flax
+from resnet_flax.runs import TrainConfig
+
+SMALL = {"recipe": "fast", "epochs": 1, "train_examples": 128, "test_examples": 32}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_cache() -> Iterator[None]:
+    """The user's own stays as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["resnet_flax.runs.train"], "keep_compiled_programs", lambda: None)
+        yield
+
+
+def trained(folder: Path) -> resnet_flax.Run:
+    return resnet_flax.train(TrainConfig(**SMALL, run_dir=folder))
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory, fashion_mnist, no_cache) -> resnet_flax.Run:
+    return trained(tmp_path_factory.mktemp("runs") / "first")
+
+
+def test_it_returns_what_it_trained(first_run):
+    model, variables, results, folder = first_run
+    assert [row.epoch for row in results] == [1]
+    read, same = resnet_flax.from_pretrained(folder)
+    images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
+    logits = jax.jit(model.apply)(variables, images)
+    np.testing.assert_array_equal(logits, jax.jit(read.apply)(same, images))
+
+
+def check_same(run: resnet_flax.Run, first_run: resnet_flax.Run) -> None:
+    weights = ((each.folder / "model.safetensors").read_bytes() for each in (run, first_run))
+    assert next(weights) == next(weights)
+
+
+def test_in_a_thread_no_signal_is_touched(first_run, tmp_path):
+    before, found = signal.getsignal(signal.SIGINT), []
+    thread = threading.Thread(target=lambda: found.append(trained(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    check_same(found[0], first_run)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_beside_a_running_event_loop_as_in_a_notebook(first_run, tmp_path):
+    async def cell() -> resnet_flax.Run:
+        return trained(tmp_path / "run")
+
+    check_same(asyncio.run(cell()), first_run)
