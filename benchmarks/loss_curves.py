@@ -13,7 +13,7 @@ import optax
 import torch
 from matplotlib.figure import Figure
 
-from resnet_flax.data.fashion_mnist import Dataset, load_fashion_mnist, shuffled_batches
+from resnet_flax.data import Dataset, load_fashion_mnist, shuffled_batches
 from resnet_flax.machine.runtime import configure_runtime
 from resnet_flax.nn.preprocessing import prepare_images
 from resnet_flax.nn.resnet import resnet18
@@ -39,7 +39,13 @@ def train_both(
 
     ours, theirs = [], []
     for step, batch in enumerate(batches, start=1):
-        state, metrics = train_step(state, Metrics.empty(), images, batch, image_size=image_size)
+        state, metrics = train_step(
+            state,
+            Metrics.empty(),
+            images.images[batch],
+            images.labels[batch],
+            image_size=image_size,
+        )
         ours.append(metrics.loss)
 
         pixels = np.asarray(prepare_images(images.images[batch], image_size))
@@ -80,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
 
     configure_runtime()
-    data = load_fashion_mnist(report=print)[0].take(options.train_examples)
+    data = load_fashion_mnist()[0].take(options.train_examples)
     batches = shuffled_batches(len(data), 256, seed=options.seed, epoch=1)
     ours, theirs = train_both(data, batches, options.image_size, options.seed)
     draw(ours, theirs, options.output)

@@ -97,12 +97,10 @@ FAULTS = (
     ),
     Fault(
         "last batch dropped",
-        "data.py",
+        "data/dataset.py",
         "range(batch_size, num_examples, batch_size))",
         "range(batch_size, num_examples, batch_size))[: num_examples // batch_size]",
-        (
-            "tests/data/test_fashion_mnist.py::test_batches_hold_every_index_once_and_the_last_is_kept",
-        ),
+        ("tests/data/test_dataset.py::test_batches_hold_every_index_once_and_the_last_is_kept",),
     ),
     Fault(
         "mean over batches, not samples",

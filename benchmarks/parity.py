@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import torch
 
-from resnet_flax.data.fashion_mnist import Dataset, load_fashion_mnist
+from resnet_flax.data import Dataset, load_fashion_mnist
 from resnet_flax.machine.runtime import configure_runtime
 from tests.support.parity import (
     BLOCKS,

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import torch
 
-from resnet_flax.data.fashion_mnist import load_fashion_mnist
+from resnet_flax.data import load_fashion_mnist
 from resnet_flax.machine.runtime import configure_runtime
 from resnet_flax.nn.preprocessing import prepare_images
 from resnet_flax.nn.resnet import resnet18

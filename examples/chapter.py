@@ -12,7 +12,7 @@ import jax
 
 from resnet_flax import Residual, configure_runtime, resnet18
 from resnet_flax.commands.command_line import run_command
-from resnet_flax.data.fashion_mnist import load_fashion_mnist, shuffled_batches
+from resnet_flax.data import load_fashion_mnist, shuffled_batches
 from resnet_flax.machine.runtime import device_name, keep_compiled_programs
 from resnet_flax.nn.summary import print_table, summarize
 from resnet_flax.training.metrics import Metrics
@@ -30,19 +30,19 @@ def show_blocks() -> None:
 
 def train(train_examples: int, test_examples: int, batch_size: int, image_size: int) -> None:
     """One epoch on the first images, with the book's optimiser, and the two lines it ends with."""
-    train_data, test_data = load_fashion_mnist(report=print)
+    train_data, test_data = load_fashion_mnist()
     train_data, test_data = train_data.take(train_examples), test_data.take(test_examples)
-    train_set = Images.place(train_data.images, train_data.labels)
     test_set = Images.place(test_data.images, test_data.labels)
 
     recipe = RECIPES["d2l"]
     batches = shuffled_batches(len(train_data), batch_size, seed=0, epoch=1)
     optimizer = build_optimizer(recipe, recipe.learning_rate, steps=len(batches))
-    state = create_train_state(resnet18(), optimizer, train_set, seed=0)
+    state = create_train_state(resnet18(), optimizer, (train_data.images, train_data.labels))
     metrics = Metrics.empty()
     started = time.perf_counter()
     for batch in batches:
-        state, metrics = train_step(state, metrics, train_set, batch, image_size=image_size)
+        images, labels = train_data.images[batch], train_data.labels[batch]
+        state, metrics = train_step(state, metrics, images, labels, image_size=image_size)
     loss = metrics.loss  # waits for the device
     seconds = time.perf_counter() - started
     tested = evaluate(state, test_set, batch_size=batch_size, image_size=image_size)

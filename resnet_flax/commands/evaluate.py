@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_flax.commands.command_line import OneLineParser, run_command
-from resnet_flax.data.fashion_mnist import FASHION_MNIST_CLASSES, Dataset
-from resnet_flax.data.load import FOLDER, load_dataset
+from resnet_flax.data import FASHION_MNIST_CLASSES, FOLDER, Dataset, load_dataset
 from resnet_flax.errors import InputError
 from resnet_flax.inference.predict import compute_logits
 from resnet_flax.inference.pretrained import LARGEST_IMAGE, Network, read_pretrained
@@ -111,11 +110,7 @@ def load_test_set(network: Network, name: str | None, data_dir: Path | None) -> 
             f"the network was trained on {network.dataset}: name the folder by --dataset"
         )
     splits = load_dataset(
-        name or network.dataset,
-        data_dir,
-        image_size=network.image_size,
-        seed=network.seed,
-        report=lambda line: print(line, file=sys.stderr),
+        name or network.dataset, data_dir, image_size=network.image_size, seed=network.seed
     )
     if splits.classes != network.classes:
         raise InputError(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_flax.commands.command_line import OneLineParser, run_command
-from resnet_flax.data.image_files import printable, read_photos
+from resnet_flax.data import printable, read_photos
 from resnet_flax.errors import InputError
 from resnet_flax.inference.predict import compute_logits
 from resnet_flax.inference.pretrained import read_pretrained
@@ -59,7 +59,9 @@ def predict(
             f"the network of {run} takes images of {network.image_shape[-1]} channels: "
             "files have 1 or 3"
         )
-    photos = read_photos(images, network.image_shape, network.dark_background)
+    photos = read_photos(
+        images, network.image_shape, fit=network.fit, dark_background=network.dark_background
+    )
     pixels = np.asarray([photo.pixels for photo in photos], np.uint8)
     pixels = pixels.reshape(-1, *network.image_shape)  # of no images too
     probabilities = softmax(compute_logits(network, variables, pixels))

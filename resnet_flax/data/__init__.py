@@ -1,0 +1,20 @@
+"""Files to arrays: Fashion-MNIST, TFDS' sets of images by class, folders of images, photos."""
+
+from resnet_flax.data.dataset import Dataset, Splits, shuffled_batches
+from resnet_flax.data.fashion_mnist import FASHION_MNIST_CLASSES, load_fashion_mnist
+from resnet_flax.data.image_files import FITS, bright_border, printable, read_photos
+from resnet_flax.data.load import FOLDER, load_dataset
+
+__all__ = [
+    "FASHION_MNIST_CLASSES",
+    "FITS",
+    "FOLDER",
+    "Dataset",
+    "Splits",
+    "bright_border",
+    "load_dataset",
+    "load_fashion_mnist",
+    "printable",
+    "read_photos",
+    "shuffled_batches",
+]

@@ -1,26 +1,30 @@
 """Fashion-MNIST through TensorFlow Datasets (TFDS), without TensorFlow, as plain NumPy arrays.
 
 TFDS reads a prepared folder without TensorFlow, but prepares `fashion_mnist` with it. So a subclass
-of TFDS' own builder prepares the standard folder here, from the first source that has the raw
-files, and any stock `tfds.builder("fashion_mnist")` can read it afterwards. Whatever the source,
-what is returned has passed one check: the SHA-256 of the decoded content.
+of TFDS' own builder prepares the standard folder here, which any stock TFDS can read afterwards.
+Whatever the source, what is returned has passed one check: the SHA-256 of the decoded content.
 """
 
 import contextlib
 import gzip
 import hashlib
 import io
+import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from resnet_flax.data.dataset import Dataset
 from resnet_flax.data.fashion_mnist_files import gather_raw_files, sha256
 from resnet_flax.data.tfds import quiet_tfds, read_examples, tfds_folder
-from resnet_flax.errors import InputError, one_line
+from resnet_flax.errors import InputError, reason
+from resnet_flax.machine.files import whole_file
+
+logger = logging.getLogger(__name__)
 
 # fmt: off
 FASHION_MNIST_CLASSES: tuple[str, ...] = (
@@ -37,48 +41,7 @@ _SIDE = 28  # pixels
 _CONTENT_SHA256 = "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f"
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Labelled images in memory.
-
-    Attributes:
-        images: uint8, (N, height, width, channels); Fashion-MNIST's are (N, 28, 28, 1).
-        labels: int32, (N,), each the index of its class.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, count: int | None) -> "Dataset":
-        """Returns the first `count` examples, or all of them if `count` is None.
-
-        Raises:
-            InputError: if `count` is less than 1 or more than there are.
-        """
-        if count is None:
-            return self
-        if not 1 <= count <= len(self):
-            raise InputError(f"cannot take the first {count} of {len(self)} examples")
-        return Dataset(self.images[:count], self.labels[:count])
-
-    def hold_out(self, count: int) -> "tuple[Dataset, Dataset]":
-        """Returns the first examples and the last `count`, for choices made while training.
-
-        Raises:
-            InputError: if none would be left to train on.
-        """
-        if not 1 <= count < len(self):
-            raise InputError(f"cannot hold out {count} of {len(self)} examples")
-        held = Dataset(self.images[-count:], self.labels[-count:])
-        return self.take(len(self) - count), held
-
-
-def load_fashion_mnist(
-    data_dir: Path | None = None, *, report: Callable[[str], None] = lambda line: None
-) -> tuple[Dataset, Dataset]:
+def load_fashion_mnist(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
     """Loads Fashion-MNIST; prepares it first, as TFDS would, if `data_dir` does not hold it yet.
 
     The raw files come from the first of: `<data_dir>/downloads/manual` (TFDS' folder for files
@@ -87,13 +50,11 @@ def load_fashion_mnist(
     prepared folder, so that later starts take a moment.
 
     Args:
-        data_dir: TFDS' data folder; None means TFDS' own default, `$TFDS_DATA_DIR` or
-            `~/tensorflow_datasets`.
-        report: receives a line before each step that takes time.
+        data_dir: TFDS' data folder, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
     Returns:
-        The training set of 60,000 examples and the test set of 10,000, each in the order of the
-        original files (not in TFDS' order, which shuffles by a hash), the same on every machine.
+        60,000 examples to train on and 10,000 to test on, in the order of the original files (not
+        in TFDS' order, which shuffles by a hash).
 
     Raises:
         InputError: if no source has the data, `data_dir` cannot be written, a file supplied by
@@ -103,90 +64,56 @@ def load_fashion_mnist(
     """
     folder = tfds_folder(data_dir)
     try:
-        content = _read_decoded(folder, report)
+        # A file, because TFDS takes any *folder* here for a version or a configuration.
+        decoded = folder / _NAME / f"decoded-{_VERSION}.bin"
+        content = _read_decoded(decoded)
         if content is None:
             if not (folder / _NAME / _VERSION).exists():
-                _prepare(folder, report)
-            content = _read_prepared(folder, report)
-            _write_decoded(folder, content, report)
+                _prepare(folder)
+            content = _read_prepared(folder)
+            try:
+                with whole_file(decoded) as unfinished:
+                    content.tofile(unfinished)
+            except InputError as error:  # a shared, read-only folder still loads, only more slowly
+                logger.warning(f"Fashion-MNIST: decoded copy not kept: {error}")
     except OSError as error:  # no permission, no space, a file in the place of a folder
-        raise InputError(f"cannot keep Fashion-MNIST in {folder}: {one_line(error)}") from error
-    return _as_datasets(content)
-
-
-def shuffled_batches(
-    num_examples: int, batch_size: int, *, seed: int, epoch: int
-) -> list[np.ndarray]:
-    """Returns one epoch's batches: every index once, in an order set by `seed` and `epoch` alone.
-
-    Args:
-        num_examples: how many examples there are.
-        batch_size: examples per batch.
-        seed: the run's seed, 0 to 2**64 - 1.
-        epoch: the epoch's number; each has its own order of the samples.
-
-    Returns:
-        int32 index arrays of shape (batch_size,); the last holds what is left and may be smaller.
-    """
-    # The raw stream of a bit generator never changes between NumPy versions; what
-    # `Generator.permutation` makes of it may.
-    random = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
-    order = np.argsort(random.random_raw(num_examples), kind="stable").astype(np.int32)
-    return np.split(order, range(batch_size, num_examples, batch_size))
+        raise InputError(f"cannot keep Fashion-MNIST in {folder}: {reason(error)}") from error
+    train, test = np.split(content, [_SIZES["train"] * (_SIDE * _SIDE + 1)])
+    return _as_dataset(train), _as_dataset(test)
 
 
 # --- The decoded copy: train images, train labels, test images, test labels, all bytes (55 MB).
 
 
-def _as_datasets(content: np.ndarray) -> tuple[Dataset, Dataset]:
-    train_pixels, test_pixels = (size * _SIDE * _SIDE for size in _SIZES.values())
-    ends = np.cumsum([train_pixels, _SIZES["train"], test_pixels])
-    parts = np.split(content, ends)
-    train, test = (
-        Dataset(images.reshape(-1, _SIDE, _SIDE, 1), labels.astype(np.int32))
-        for images, labels in (parts[:2], parts[2:])
-    )
-    return train, test
+def _as_dataset(content: np.ndarray) -> Dataset:
+    count = len(content) // (_SIDE * _SIDE + 1)
+    images, labels = np.split(content, [-count])
+    return Dataset(images.reshape(-1, _SIDE, _SIDE, 1), labels.astype(np.int32))
 
 
-def _decoded_path(folder: Path) -> Path:
-    # A file, because TFDS takes any *folder* here for a version or a configuration.
-    return folder / _NAME / f"decoded-{_VERSION}.bin"
-
-
-def _read_decoded(folder: Path, report: Callable[[str], None]) -> np.ndarray | None:
-    path = _decoded_path(folder)
+def _read_decoded(path: Path) -> np.ndarray | None:
     if not path.exists():
         return None
     content = np.fromfile(path, dtype=np.uint8)
     if sha256(content.data) == _CONTENT_SHA256:
         return content
-    report(f"Fashion-MNIST: {path} is damaged, rebuilding it")
+    logger.warning(f"Fashion-MNIST: {path} is damaged, rebuilding it")
     return None
-
-
-def _write_decoded(folder: Path, content: np.ndarray, report: Callable[[str], None]) -> None:
-    try:
-        with _staging(folder) as staging:
-            content.tofile(staging / "decoded")
-            (staging / "decoded").replace(_decoded_path(folder))
-    except OSError as error:  # a shared, read-only data folder still loads, only more slowly
-        report(f"Fashion-MNIST: decoded copy not kept: {one_line(error)}")
 
 
 # --- The prepared folder.
 
 
-def _read_prepared(folder: Path, report: Callable[[str], None]) -> np.ndarray:
+def _read_prepared(folder: Path) -> np.ndarray:
     prepared = folder / _NAME / _VERSION
-    report(f"Fashion-MNIST: decoding {prepared}")
+    logger.info(f"Fashion-MNIST: decoding {prepared}")
     mend = "move it away and start again, or choose another data folder"
     with quiet_tfds() as tfds:
         try:
             builder = tfds.builder(f"{_NAME}:{_VERSION}", data_dir=folder)
             parts = [part for split in _SIZES for part in _decode_split(builder, split)]
         except Exception as error:  # TFDS and array_record raise errors of many kinds
-            raise InputError(f"cannot read {prepared} ({one_line(error)}): {mend}") from error
+            raise InputError(f"cannot read {prepared} ({reason(error)}): {mend}") from error
     content = np.concatenate(parts)
     if sha256(content.data) != _CONTENT_SHA256:
         raise InputError(f"{prepared} does not hold Fashion-MNIST (its SHA-256 differs): {mend}")
@@ -204,12 +131,19 @@ def _decode_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[original].reshape(-1), labels[original]
 
 
-def _prepare(folder: Path, report: Callable[[str], None]) -> None:
+def _prepare(folder: Path) -> None:
     """Makes TFDS' folder: complete or not at all, whatever fails and whoever else makes it."""
-    with _staging(folder) as staging, quiet_tfds() as tfds:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        quiet_tfds() as tfds,
+        tempfile.TemporaryDirectory(
+            prefix="incomplete.", dir=folder, ignore_cleanup_errors=True
+        ) as temporary,
+    ):
+        staging = Path(temporary).absolute()  # on the same disk
         manual = folder / "downloads" / "manual"
-        raw = gather_raw_files(_registered(tfds), manual=manual, scratch=staging, report=report)
-        report(f"Fashion-MNIST: preparing {folder / _NAME / _VERSION}")
+        raw = gather_raw_files(_registered(tfds), manual=manual, scratch=staging)
+        logger.info(f"Fashion-MNIST: preparing {folder / _NAME / _VERSION}")
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
             _fashion_mnist_builder(tfds)(data_dir=staging).download_and_prepare(
                 download_dir=staging / "downloads",
@@ -228,8 +162,6 @@ def _prepare(folder: Path, report: Callable[[str], None]) -> None:
 
 def _fashion_mnist_builder(tfds: Any) -> Any:
     """Returns TFDS' own builder with its two uses of TensorFlow replaced."""
-    from PIL import Image
-
     base: Any = tfds.image_classification.FashionMNIST
 
     class FashionMNIST(base, skip_registration=True):  # type: ignore[misc, call-arg]
@@ -257,18 +189,5 @@ def _fashion_mnist_builder(tfds: Any) -> Any:
 
 
 def _registered(tfds: Any) -> Mapping[str, Any]:
-    """Returns TFDS' table of the raw files: URL to an object with `checksum` and `size`."""
+    """TFDS' table of the raw files."""
     return tfds.image_classification.FashionMNIST.url_infos
-
-
-# --- Helpers.
-
-
-@contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """Yields a folder inside `folder`, on the same disk, that is gone afterwards in any case."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix="incomplete.", dir=folder, ignore_cleanup_errors=True
-    ) as staging:
-        yield Path(staging).absolute()

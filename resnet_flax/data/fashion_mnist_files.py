@@ -1,10 +1,8 @@
-"""Fashion-MNIST's four raw .gz files: found or fetched, and verified by their SHA-256.
-
-Each source fills a folder with all four, or says why it cannot, and the next one is tried.
-"""
+"""Fashion-MNIST's four raw .gz files: found or fetched, and verified by their SHA-256."""
 
 import hashlib
 import http.client
+import logging
 import os
 import struct
 import subprocess
@@ -13,12 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from resnet_flax.errors import InputError, one_line
+from resnet_flax.data.tfds import NETWORK_TIMEOUT
+from resnet_flax.errors import InputError, reason
+
+logger = logging.getLogger(__name__)
 
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-_NETWORK_TIMEOUT = 10  # seconds without an answer; TFDS would retry for minutes, then wait forever
-_COMMAND_TIMEOUT = 300  # seconds for one apt-get or dpkg-deb
+COMMAND_TIMEOUT = 300  # seconds for one apt-get or dpkg-deb
 
 
 class _SourceError(Exception):
@@ -29,24 +29,14 @@ class _WrongFileError(_SourceError):
     """A file whose content is not the registered one."""
 
 
-def gather_raw_files(
-    registered: Mapping[str, Any], *, manual: Path, scratch: Path, report: Callable[[str], None]
-) -> Path:
-    """Gathers the registered files from the first source that has them all.
-
-    The sources in order: `manual`, Debian's package dataset-fashion-mnist if it is installed, the
-    registered URLs, Debian's archive through apt-get (no root needed). Debian repacks the files;
-    whatever the source, what is gathered is the registered file, byte for byte.
+def gather_raw_files(registered: Mapping[str, Any], *, manual: Path, scratch: Path) -> Path:
+    """Gathers the registered files, byte for byte, in a folder in `scratch`, which is returned.
 
     Args:
         registered: URL, ending in the file's name, to an object with `checksum` (SHA-256 in hex)
             and `size` (bytes), such as TFDS' `UrlInfo`.
         manual: the folder of the files that the user supplied by hand; need not exist.
         scratch: an empty folder for all that is written here; the caller removes it.
-        report: receives a line before each source is tried.
-
-    Returns:
-        The folder in `scratch` that holds the files.
 
     Raises:
         InputError: if no source has the files, or one in `manual` is not the registered one.
@@ -54,31 +44,26 @@ def gather_raw_files(
     raw = scratch / "raw"
     raw.mkdir()
     sources: dict[str, Callable[[], None]] = {
-        f"files in {manual}": lambda: _copy_manual_files(manual, raw, registered),
+        f"files in {manual}": lambda: _copy_files(manual, raw, registered),
         f"files in {_DEBIAN_FOLDER}": lambda: _copy_files(_DEBIAN_FOLDER, raw, registered),
         "TFDS' registered URLs": lambda: _download(raw, registered),
         f"Debian's package {_DEBIAN_PACKAGE}": lambda: _fetch_debian(raw, scratch, registered),
     }
-    reasons = []
+    reasons: list[str] = []
     for source, fill in sources.items():
-        report(f"Fashion-MNIST: trying {source}")
+        logger.info(f"Fashion-MNIST: trying {source}")
         try:
             fill()
             return raw
         except _SourceError as failure:
+            if isinstance(failure, _WrongFileError) and not reasons:  # the user's own file
+                raise InputError(f"{manual}: {failure}: replace it or remove it") from failure
             reasons.append(f"{source} ({failure})")
     names = ", ".join(Path(url).name for url in registered)
     raise InputError(
         f"no source has Fashion-MNIST: {'; '.join(reasons)}. "
         f"To supply it by hand, put {names} into {manual}"
     )
-
-
-def _copy_manual_files(manual: Path, raw: Path, registered: Mapping[str, Any]) -> None:
-    try:
-        _copy_files(manual, raw, registered)
-    except _WrongFileError as error:  # the user's own file: say so instead of passing over it
-        raise InputError(f"{manual}: {error}: replace it or remove it") from error
 
 
 def _copy_files(source: Path, raw: Path, registered: Mapping[str, Any]) -> None:
@@ -98,20 +83,20 @@ def _copy_files(source: Path, raw: Path, registered: Mapping[str, Any]) -> None:
 def _download(raw: Path, registered: Mapping[str, Any]) -> None:
     for url, info in sorted(registered.items(), key=lambda item: int(item[1].size)):
         try:
-            with urllib.request.urlopen(url, timeout=_NETWORK_TIMEOUT) as response:
+            with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT) as response:
                 data = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise _SourceError(one_line(error)) from error
+            raise _SourceError(reason(error)) from error
         name = Path(url).name
         (raw / name).write_bytes(_verified(data, name, info.checksum))
 
 
 def _fetch_debian(raw: Path, scratch: Path, registered: Mapping[str, Any]) -> None:
-    """Fetches and unpacks the package; needs no root and writes into `scratch` alone."""
+    """Needs no root and writes into `scratch` alone."""
     config = scratch / "apt.conf"
     config.write_text(
         f'Dir::Cache "{scratch}/apt"; Acquire::Retries "0"; APT::Sandbox::User "";\n'
-        f'Acquire::http::Timeout "{_NETWORK_TIMEOUT}"; #clear APT::Update;\n'
+        f'Acquire::http::Timeout "{NETWORK_TIMEOUT}"; #clear APT::Update;\n'
     )
     apt = ["apt-get", f"--config-file={config}"]
     (scratch / "apt" / "archives" / "partial").mkdir(parents=True)
@@ -129,18 +114,14 @@ def _fetch_debian(raw: Path, scratch: Path, registered: Mapping[str, Any]) -> No
 
 
 def _run(command: list[str], cwd: Path) -> None:
+    english = {**os.environ, "LC_ALL": "C"}
     try:
         subprocess.run(
-            command,
-            cwd=cwd,
-            env={**os.environ, "LC_ALL": "C"},
-            timeout=_COMMAND_TIMEOUT,
-            check=True,
-            capture_output=True,
+            command, cwd=cwd, env=english, timeout=COMMAND_TIMEOUT, check=True, capture_output=True
         )
     except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error).encode()
-        raise _SourceError(reason.decode(errors="replace").strip().splitlines()[-1]) from error
+        output = getattr(error, "stderr", None) or str(error).encode()
+        raise _SourceError(output.decode(errors="replace").strip().splitlines()[-1]) from error
 
 
 def _verified(data: bytes, name: str, checksum: str) -> bytes:

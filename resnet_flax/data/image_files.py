@@ -1,66 +1,120 @@
-"""Anyone's PNG and JPEG files, made into images such as a network was trained on.
+"""Anyone's PNG and JPEG files as pixels: one road, for training and for predicting.
 
-Fashion-MNIST's authors made theirs from photographs on a white ground: trimmed, longer side to 28
-pixels, centred, inverted, in 8 bits of grey (Xiao et al., 2017, section 2). Other people's photos
-get the same; what is dark outside already is only scaled.
+An image is made upright, 8 bits deep and opaque, and then fitted to a size. ``"crop"``: its shorter
+side is resized, and the middle of the longer one kept; so training takes folders and TFDS' sets.
+``"pad"``: all of it on black. Fashion-MNIST's authors made their images from photographs on a white
+ground: trimmed, longer side to 28 pixels, centred, inverted, in 8 bits of grey (Xiao et al., 2017,
+section 2). Other people's photos get the same; what is dark outside already is only scaled.
 """
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 
-from resnet_flax.errors import InputError, one_line
+from resnet_flax.errors import InputError, reason
 
-FORMATS = ("PNG", "JPEG")
-LARGEST = 50_000_000  # pixels; 200 MB with colours and transparency
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+FITS = ("crop", "pad")
+LARGEST = 89_478_485  # pixels, from which on Pillow warns; 360 MB with colours and transparency
 MIDDLE = 127
 FAINT = 0.1  # what differs less from a light background is none of the thing
+MOST_NAMED = 3  # files in a message
 
+AnyPath = str | os.PathLike[str]
 Box = tuple[float, float, float, float]  # left, upper, right, lower
-MOST_NAMED = 5
+T = TypeVar("T")
 
 
 class Photo(NamedTuple):
-    """An image ready for a network.
+    """An image ready for a network."""
 
-    Attributes:
-        pixels: uint8, (H, W, C).
-        inverted: whether it had a bright background and was inverted.
-    """
-
-    pixels: np.ndarray
-    inverted: bool
+    pixels: np.ndarray  # uint8, (H, W, C)
+    inverted: bool  # whether it had a bright background and was inverted
 
 
 def read_photos(
-    paths: Sequence[str | os.PathLike[str]], shape: tuple[int, int, int], dark_background: bool
+    paths: Sequence[AnyPath], shape: tuple[int, int, int], *, fit: str, dark_background: bool
 ) -> list[Photo]:
-    """Reads image files of any size, mode and depth.
+    """Reads PNG and JPEG files of any size, mode and depth, to predict from.
 
     Args:
-        paths: PNG or JPEG files.
+        paths: the files.
         shape: (H, W, C) wanted, C being 1 for grey or 3 for colours.
-        dark_background: invert grey images with a bright border.
+        fit: ``"crop"``, as `read_images` does, or ``"pad"``.
+        dark_background: invert what has a bright border; for grey images that are padded.
 
     Raises:
         InputError: when any of them cannot be read; it names them.
     """
-    photos, faults = [], []
-    for path in paths:
-        try:
-            photos.append(_fit(_open(Path(path)), shape, dark_background))
-        except Exception as error:  # Pillow raises errors of many kinds on damaged files
-            faults.append(f"{printable(path)} ({_reason(error)})")
-    if faults:
-        more = f" and {len(faults) - MOST_NAMED} more" if len(faults) > MOST_NAMED else ""
-        count = f"{len(faults)} of {len(paths)} images: " if len(paths) > 1 else ""
-        raise InputError(f"cannot read {count}{', '.join(faults[:MOST_NAMED])}{more}")
-    return photos
+
+    def look(_: int, image: Image.Image) -> Photo:
+        mode = "L" if shape[-1] == 1 else "RGB"
+        if fit == "pad":
+            return _padded(_plain(image).convert(mode), shape, dark_background)
+        return Photo(cropped(image, shape[1::-1], mode).reshape(shape), inverted=False)
+
+    return _for_each(paths, look)
+
+
+def read_images(paths: Sequence[AnyPath], largest: int) -> np.ndarray:
+    """Reads PNG and JPEG files of any size, mode and depth, to train on.
+
+    Images that all are squares of one size, at most the largest, stay as they are. All others
+    become squares of the largest size: Pillow resizes the shorter side (bilinear), and the longer
+    one, which keeps its proportion, is cut equally at both ends.
+
+    Args:
+        paths: the files.
+        largest: height and width, in pixels.
+
+    Returns:
+        uint8, (N, side, side, C), C being 1 if all images are grey and 3 otherwise.
+
+    Raises:
+        InputError: when an image cannot be read, or memory is too small for all; names the files.
+    """
+    mend = ": mend or remove what is broken"
+    sizes = _for_each(paths, lambda _, image: image.size, mend)
+    width, height = sizes[0]
+    kept = len(set(sizes)) == 1 and width == height <= largest
+    images = empty_images(len(paths), width if kept else largest)
+
+    def decode(number: int, image: Image.Image) -> None:
+        images[number] = cropped(image, images.shape[1:3])
+
+    _for_each(paths, decode, mend)
+    return without_grey_channels(images)
+
+
+def empty_images(count: int, side: int) -> np.ndarray:
+    """An array for images, uint8, (count, side, side, 3), if it fits into this machine's memory."""
+    needed = count * side * side * 3
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:  # NumPy would be given it, and the process killed when it is filled
+        raise InputError(
+            f"{count:,} images of {side}x{side} pixels take {needed / 1e9:.0f} GB, more than the "
+            f"{memory / 1e9:.0f} GB of this machine: choose a smaller image size (image_size)"
+        )
+    return np.empty((count, side, side, 3), np.uint8)
+
+
+def cropped(image: Image.Image, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
+    """The middle of an image, of (width, height): uint8, (height, width, 3), without 3 in "L"."""
+    image = _plain(image).convert("RGB")  # before it is resized, though it may end in grey
+    return np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR).convert(mode))
+
+
+def without_grey_channels(images: np.ndarray) -> np.ndarray:
+    """Keeps one of three channels if they are the same in all images (N, H, W, 3)."""
+    grey = all((image == image[..., :1]).all() for image in images)
+    return np.ascontiguousarray(images[..., :1]) if grey else images
 
 
 def bright_border(images: np.ndarray) -> bool:
@@ -73,30 +127,76 @@ def bright_border(images: np.ndarray) -> bool:
     return bool((_border(images) > MIDDLE).mean() + (corners > MIDDLE).mean() > 1)
 
 
-def printable(path: str | os.PathLike[str]) -> str:
+def printable(path: AnyPath) -> str:
     """A file's name, with what would break a line or steer a terminal as escapes."""
     name = os.fspath(path)
     return name if name.isprintable() else ascii(name)
 
 
-def _open(path: Path) -> Image.Image:
-    """Decodes a file, upright, after a look at its size."""
+def listed(things: Sequence[object]) -> str:
+    """The first few of them in a line, and how many more there are."""
+    more = f" and {len(things) - MOST_NAMED} more" if len(things) > MOST_NAMED else ""
+    return ", ".join(printable(str(thing)) for thing in things[:MOST_NAMED]) + more
+
+
+def _for_each(
+    paths: Sequence[AnyPath], look: Callable[[int, Image.Image], T], mend: str = ""
+) -> list[T]:
+    """Opens the files, and calls a function with the number and the image of each."""
+
+    def attempt(number: int) -> T | InputError:
+        try:
+            with _opened(Path(paths[number])) as image:
+                return look(number, image)
+        except Exception as error:  # Pillow raises errors of many kinds on damaged files
+            return InputError(f"{printable(paths[number])} ({reason(error)})")
+
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # of Pillow's, about odd files
+        results = list(pool.map(attempt, range(len(paths))))
+    if faults := [each for each in results if isinstance(each, InputError)]:
+        count = f"{len(faults)} of {len(paths)} images: " if len(paths) > 1 else ""
+        raise InputError(f"cannot read {count}{listed(faults)}{mend}")
+    return [each for each in results if not isinstance(each, InputError)]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image, not yet decoded, of a size that it may be decoded in."""
     if not path.is_file():  # reading a pipe would wait for ever
         raise InputError("not a file" if path.exists() else "no such file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own limit is higher than this one
-        with Image.open(path, formats=FORMATS) as image:
+    try:
+        with Image.open(path, formats=tuple({*FORMATS.values()})) as image:
             width, height = image.size
             if width * height > LARGEST:
                 raise InputError(f"{width}x{height} pixels, more than {LARGEST:,}")
-            image.load()
-            return ImageOps.exif_transpose(image)
+            yield image
+    except UnidentifiedImageError as error:
+        raise InputError("not a PNG or JPEG image") from error
+    except Image.DecompressionBombError as error:  # of twice as many
+        raise InputError(f"more than {LARGEST:,} pixels") from error
 
 
-def _fit(image: Image.Image, shape: tuple[int, int, int], dark_background: bool) -> Photo:
+def _plain(image: Image.Image) -> Image.Image:
+    """An image upright, 8 bits deep and opaque.
+
+    What is transparent becomes black or white, whichever the thing stands out from.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip; of colours it drops as many
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    alpha = image.getchannel("A")
+    shown = ImageChops.multiply(image.convert("L"), alpha)  # / 255
+    bright = ImageStat.Stat(shown).sum[0] * 255 > MIDDLE * ImageStat.Stat(alpha).sum[0]
+    ground = Image.new("RGBA", image.size, "black" if bright else "white")
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def _padded(image: Image.Image, shape: tuple[int, int, int], dark_background: bool) -> Photo:
     """Scales an image into the shape, centred, without changing its proportions."""
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off instead of scaling them
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     pixels = _scaled(image, shape, (0, 0, *image.size))
     inverted = shape[-1] == 1 and dark_background and bright_border(pixels)
     if inverted:
@@ -112,15 +212,13 @@ def _fit(image: Image.Image, shape: tuple[int, int, int], dark_background: bool)
 
 
 def _scaled(image: Image.Image, shape: tuple[int, int, int], box: Box) -> np.ndarray:
-    """The part of an image in a box, as large as fits into the shape, opaque, in its channels."""
+    """The part of an image in a box, as large as fits into the shape."""
     height, width, channels = shape
     part = (box[2] - box[0], box[3] - box[1])
     scale = min(width / part[0], height / part[1])
-    # Not padded before it is small: a line of a million pixels would become a huge square.
+    # Padded only when it is small: a line of a million pixels would become a huge square.
     size = (max(1, round(part[0] * scale)), max(1, round(part[1] * scale)))
-    mode = "L" if channels == 1 else "RGB"
-    image = image.convert("RGBA" if image.has_transparency_data else mode)
-    small = _opaque(image.resize(size, Image.Resampling.BILINEAR, box)).convert(mode)
+    small = image.resize(size, Image.Resampling.BILINEAR, box)
     return np.asarray(small).reshape(*size[::-1], channels)
 
 
@@ -133,25 +231,7 @@ def _trimmed(thing: np.ndarray, size: tuple[int, int]) -> Box:
     return (columns[0] * x, rows[0] * y, (columns[-1] + 1) * x, (rows[-1] + 1) * y)
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """Puts what is transparent on the ground, black or white, that the thing stands out from."""
-    if image.mode != "RGBA":
-        return image
-    alpha = np.asarray(image.getchannel("A"), float)
-    brightness = np.asarray(image.convert("L")) * alpha
-    ground = "black" if brightness.sum() > MIDDLE * alpha.sum() else "white"
-    return Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
-
-
 def _border(images: np.ndarray) -> np.ndarray:
     """The values of the first and last rows and columns."""
     edges = (images[..., 0, :, :], images[..., -1, :, :], images[..., 0, :], images[..., -1, :])
     return np.concatenate([edge.ravel() for edge in edges])
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"not a {' or '.join(FORMATS)} image"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {LARGEST:,} pixels"
-    return (getattr(error, "strerror", None) or one_line(error))[:200]

@@ -1,13 +1,33 @@
-"""TFDS' prepared data sets, read without TensorFlow."""
+"""TFDS' sets of images by class, read without TensorFlow."""
 
 import contextlib
+import difflib
+import importlib.util
+import io
+import logging
 import os
+import re
 import struct
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from resnet_flax.data.dataset import Dataset, Splits, stratified_split
+from resnet_flax.data.image_files import cropped, empty_images, without_grey_channels
+from resnet_flax.errors import InputError, reason
+
+logger = logging.getLogger(__name__)
+
+# NAME, NAME/CONFIGURATION and NAME:VERSION; TFDS' other names would run or fetch foreign code.
+TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")
+NETWORK_TIMEOUT = 10  # seconds without an answer; TFDS would retry for minutes, then wait forever
 # Decoded at a time: array_record reads in bulk, and large images should not all be in memory.
 EXAMPLES_AT_ONCE = 1000
 
@@ -18,13 +38,29 @@ def tfds_folder(data_dir: Path | None) -> Path:
     return Path(data_dir or default).expanduser()
 
 
-def read_examples(builder: Any, split: str) -> Iterator[Any]:
-    """Yields a prepared split's decoded examples, in the order in which they are stored.
+def load_tfds(name: str, folder: Path, image_size: int, seed: int) -> Splits:
+    """As `resnet_flax.data.load.load_dataset`; prepares the set first, if TFDS can do so here."""
+    with quiet_tfds() as tfds:
+        builder = _builder(tfds, name, folder)
+        if not builder.is_prepared():
+            _prepare(builder, name, folder)
+        given = builder.info.splits
+        test_name = next((each for each in ("test", "validation") if each in given), None)
+        splits = ["train", test_name] if test_name else ["train"]
+        keys = _keys(tfds, builder, name)
+        logger.info(f"{name}: decoding {builder.data_path}")
+        data = _read(builder, splits, keys, image_size)
+        classes = tuple(builder.info.features[keys[1]].names)
+    if data.labels.min() < 0:
+        raise InputError(f"{name}: there are images without a label in {' or '.join(splits)}")
+    if test_name:
+        return Splits(*data.hold_out(given[test_name].num_examples), classes)
+    train, test = stratified_split(data.labels, classes, seed, name)
+    return Splits(data.select(train), data.select(test), classes)
 
-    Args:
-        builder: TFDS' builder of the data set.
-        split: its name.
-    """
+
+def read_examples(builder: Any, split: str) -> Iterator[Any]:
+    """Yields a prepared split's decoded examples, in the order in which they are stored."""
     if builder.info.file_format.value == "tfrecord":  # what TFDS prepares with TensorFlow
         deserialize = builder.info.features.deserialize_example_np
         for file in builder.info.splits[split].filepaths:
@@ -49,12 +85,85 @@ def quiet_tfds() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow_datasets as tfds  # type: ignore[import-untyped, unused-ignore]
-        from absl import logging
+        from absl import logging as absl_logging
 
         tfds.disable_progress_bar()
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)
+        verbosity = absl_logging.get_verbosity()
+        absl_logging.set_verbosity(absl_logging.ERROR)
         try:
             yield tfds
         finally:
-            logging.set_verbosity(verbosity)
+            absl_logging.set_verbosity(verbosity)
+
+
+def _builder(tfds: Any, name: str, folder: Path) -> Any:
+    """TFDS' builder of a data set, prepared or not."""
+    try:
+        # Some builders need TensorFlow at once, and TFDS then prints a banner.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return tfds.builder(name, data_dir=folder)
+    except tfds.core.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(
+            f"TFDS knows no data set {name}, and none is prepared in {folder}{hint}"
+        ) from error
+    except Exception as error:  # of many kinds: it runs the builder's code
+        raise InputError(f"TFDS cannot open {name}: {reason(error, 300)}") from error
+
+
+def _prepare(builder: Any, name: str, folder: Path) -> None:
+    """Lets TFDS download and prepare a data set, for which it needs TensorFlow and a network."""
+    logger.info(f"{name} is not in {folder}: TFDS downloads and prepares it")
+    try:
+        if importlib.util.find_spec("tensorflow") is None:
+            raise ModuleNotFoundError("TensorFlow is not installed")
+        urls = [url for url in sorted(builder.url_infos or ()) if url.startswith("http")]
+        for url in urls[:1]:
+            with contextlib.suppress(urllib.error.HTTPError):  # an answer, at least
+                urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT).close()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
+            builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # of many kinds: it runs the builder's code
+        raise InputError(
+            f"{name} is not in {folder}, and TFDS cannot prepare it here: "
+            f"{reason(error, 300)}. To supply it, run `tfds build {name} "
+            f"--file_format=array_record` where TensorFlow and a network are, and copy the folder "
+            f"{builder.name} from ~/tensorflow_datasets into {folder}"
+        ) from error
+
+
+def _keys(tfds: Any, builder: Any, name: str) -> tuple[str, str]:
+    """The names of the image and of its label."""
+    features, keys = builder.info.features, builder.info.supervised_keys
+    kinds = (tfds.features.Image, tfds.features.ClassLabel)
+    if keys and len(keys) == 2 and all(map(isinstance, (features[key] for key in keys), kinds)):
+        return keys
+    raise InputError(
+        f"{name} is not a set of images by class: TFDS describes its examples as "
+        f"{' '.join(str(features).split())[:200]}"
+    )
+
+
+def _read(builder: Any, splits: list[str], keys: tuple[str, str], image_size: int) -> Dataset:
+    """All examples of the splits, one split after the other."""
+    image, label = keys
+    height, width, _ = builder.info.features[image].shape
+    side = height if height == width and (height or image_size) < image_size else image_size
+    count = sum(builder.info.splits[split].num_examples for split in splits)
+    images, labels = empty_images(count, side), np.empty(count, np.int32)
+    try:
+        examples = chain.from_iterable(read_examples(builder, split) for split in splits)
+        for index, example in zip(range(count), examples, strict=True):
+            pixels = example[image]
+            grey = pixels.shape[-1] == 1
+            picture = Image.fromarray(pixels[..., 0] if grey else pixels)
+            images[index] = cropped(picture, (side, side))
+            labels[index] = example[label]
+    except Exception as error:  # TFDS and array_record raise errors of many kinds
+        raise InputError(
+            f"cannot read {builder.data_path} ({reason(error)}): move it away and prepare "
+            "it again, or choose another data folder"
+        ) from error
+    return Dataset(without_grey_channels(images), labels)

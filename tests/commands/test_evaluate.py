@@ -11,8 +11,7 @@ import pytest
 from resnet_flax import build_model
 from resnet_flax.commands import evaluate
 from resnet_flax.commands.command_line import run_command
-from resnet_flax.data.fashion_mnist import FASHION_MNIST_CLASSES, Dataset
-from resnet_flax.data.load import Splits
+from resnet_flax.data import FASHION_MNIST_CLASSES, Dataset, Splits
 from resnet_flax.errors import InputError
 from resnet_flax.inference.scores import calibration_error, score, softmax
 from resnet_flax.training import step as training

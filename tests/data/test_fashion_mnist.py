@@ -1,4 +1,4 @@
-"""`resnet_flax.data`: what is returned, what is kept in the data folder, and the batches."""
+"""Fashion-MNIST: what is returned, and what is kept in the data folder."""
 
 import json
 import os
@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_flax.data import Dataset, load_fashion_mnist
 from resnet_flax.data import fashion_mnist as data
-from resnet_flax.data.fashion_mnist import Dataset, load_fashion_mnist, shuffled_batches
 from resnet_flax.data.fashion_mnist_files import sha256
 from resnet_flax.data.tfds import quiet_tfds
 from resnet_flax.errors import InputError
@@ -120,54 +121,27 @@ def test_a_later_start_needs_neither_tfds_nor_tensorflow(
     fashion_mnist: tuple[Dataset, Dataset],
 ) -> None:
     program = (
-        "import sys; from resnet_flax.data.fashion_mnist import load_fashion_mnist; load_fashion_mnist();"
+        "import sys; from resnet_flax.data import load_fashion_mnist; load_fashion_mnist();"
         "print([name for name in sys.modules if name.startswith('tensorflow')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_take() -> None:
-    dataset = Dataset(np.zeros((5, 28, 28, 1), np.uint8), np.arange(5, dtype=np.int32))
-    assert dataset.take(None) is dataset
-    assert len(dataset.take(5)) == 5
-    first = dataset.take(2)
-    assert (len(first), first.images.shape, first.labels.tolist()) == (2, (2, 28, 28, 1), [0, 1])
-
-
-@pytest.mark.parametrize("count", [0, -1, 6])
-def test_take_refuses_what_is_not_there(count: int) -> None:
-    dataset = Dataset(np.zeros((5, 28, 28, 1), np.uint8), np.zeros(5, np.int32))
-    with pytest.raises(InputError, match=f"first {count} of 5 examples"):
-        dataset.take(count)
-
-
 # --- Preparing the data folder.
 
 
 def test_files_supplied_by_hand(
-    tiny: TinyFashionMNIST, folder: Path, capfd: pytest.CaptureFixture[str]
+    tiny: TinyFashionMNIST, folder: Path, capfd: pytest.CaptureFixture[str], said: list[str]
 ) -> None:
     write_files(folder / "downloads" / "manual", tiny.original)
-    lines: list[str] = []
-    assert_is(load_fashion_mnist(folder, report=lines.append), tiny)
-    assert any("preparing" in line for line in lines)
+    assert_is(load_fashion_mnist(folder), tiny)
+    assert any("preparing" in line for line in said)
     assert capfd.readouterr() == ("", "")  # TFDS says nothing of its own
     assert leftovers(folder) == ["downloads", "fashion_mnist"]
     assert leftovers(folder / "downloads") == ["manual"]
     assert leftovers(folder / "fashion_mnist") == ["3.0.1", "decoded-3.0.1.bin"]
     assert "tensorflow" not in sys.modules
-
-
-def test_tfds_is_silenced_only_while_it_is_used() -> None:
-    from absl import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.INFO)
-    with quiet_tfds():
-        assert logging.get_verbosity() == logging.ERROR
-    assert logging.get_verbosity() == logging.INFO
-    logging.set_verbosity(before)
 
 
 def test_the_default_folder_is_the_one_of_tfds(
@@ -222,14 +196,16 @@ def test_a_damaged_prepared_folder_is_named(damage: str, prepared: Path) -> None
     assert version.exists()
 
 
-def test_a_damaged_decoded_copy_is_rebuilt(tiny: TinyFashionMNIST, prepared: Path) -> None:
+def test_a_damaged_decoded_copy_is_rebuilt(
+    tiny: TinyFashionMNIST, prepared: Path, said: list[str]
+) -> None:
     copy = prepared / "fashion_mnist" / "decoded-3.0.1.bin"
     good = copy.read_bytes()
     for bad in (good[:-1], bytes([good[0] ^ 1]) + good[1:], b""):
         copy.write_bytes(bad)
-        lines: list[str] = []
-        assert_is(load_fashion_mnist(prepared, report=lines.append), tiny)
-        assert f"{copy} is damaged" in lines[0]
+        said.clear()
+        assert_is(load_fashion_mnist(prepared), tiny)
+        assert f"{copy} is damaged" in said[0]
         assert copy.read_bytes() == good
 
 
@@ -273,7 +249,10 @@ def test_a_file_in_the_place_of_the_data_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_write_permission(
-    tiny: TinyFashionMNIST, prepared: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFashionMNIST,
+    prepared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
 ) -> None:
     """Root may write everywhere, so the system's refusal is played."""
 
@@ -281,12 +260,14 @@ def test_a_folder_without_write_permission(
         raise PermissionError(13, "Permission denied", str(prepared))
 
     monkeypatch.setattr(data.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     (prepared / "fashion_mnist" / "decoded-3.0.1.bin").unlink()
-    lines: list[str] = []
-    assert_is(load_fashion_mnist(prepared, report=lines.append), tiny)  # reading still works
-    assert "not kept" in lines[-1]
+    assert_is(load_fashion_mnist(prepared), tiny)  # reading still works
+    assert "not kept: cannot write" in said[-1]
+    assert said[-1].endswith("Permission denied")
+    assert leftovers(prepared / "fashion_mnist") == ["3.0.1"]
     empty = prepared / "elsewhere"
-    assert f"cannot keep Fashion-MNIST in {empty}: [Errno 13]" in error_of(empty)
+    assert f"cannot keep Fashion-MNIST in {empty}: Permission denied" in error_of(empty)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
@@ -314,47 +295,20 @@ def test_nothing_is_left_of_an_interrupted_preparation(
     assert_is(load_fashion_mnist(folder), tiny)
 
 
-def test_two_runs_may_prepare_at_once(tiny: TinyFashionMNIST, folder: Path) -> None:
+def test_two_runs_may_prepare_at_once(
+    tiny: TinyFashionMNIST, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_files(folder / "downloads" / "manual", tiny.original)
     inner = []
+    builder = data._fashion_mnist_builder
 
-    def overtake(line: str) -> None:
-        if "preparing" in line:
-            inner.append(load_fashion_mnist(folder))
+    def overtaken(tfds: Any) -> Any:
+        monkeypatch.setattr(data, "_fashion_mnist_builder", builder)
+        inner.append(load_fashion_mnist(folder))
+        return builder(tfds)
 
-    outer = load_fashion_mnist(folder, report=overtake)
+    monkeypatch.setattr(data, "_fashion_mnist_builder", overtaken)
+    outer = load_fashion_mnist(folder)
     assert_is(inner[0], tiny)
     assert_is(outer, tiny)
     assert leftovers(folder) == ["downloads", "fashion_mnist"]
-
-
-# --- Batches.
-
-
-@pytest.mark.parity
-def test_batches_hold_every_index_once_and_the_last_is_kept() -> None:
-    batches = shuffled_batches(1_000, 256, seed=0, epoch=0)
-    assert [batch.shape for batch in batches] == [(256,), (256,), (256,), (232,)]
-    assert all(batch.dtype == np.int32 for batch in batches)
-    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(1_000))
-
-
-def test_batches_of_a_divisor_or_more_than_all() -> None:
-    assert [len(batch) for batch in shuffled_batches(512, 256, seed=0, epoch=0)] == [256, 256]
-    assert [len(batch) for batch in shuffled_batches(5, 256, seed=0, epoch=0)] == [5]
-
-
-def test_samples_are_shuffled_anew_by_epoch_and_seed() -> None:
-    def order(seed: int, epoch: int) -> tuple[int, ...]:
-        return tuple(np.concatenate(shuffled_batches(60, 8, seed=seed, epoch=epoch)).tolist())
-
-    assert order(0, 0) == order(0, 0)
-    assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
-
-
-def test_the_order_never_changes() -> None:
-    (batch,) = shuffled_batches(8, 8, seed=1, epoch=2)
-    assert batch.tolist() == [4, 2, 0, 6, 1, 5, 7, 3]
-    first = shuffled_batches(60_000, 256, seed=0, epoch=0)[0]
-    assert first[:5].tolist() == [47848, 34552, 24994, 32827, 31943]
-    assert shuffled_batches(3, 3, seed=2**64 - 1, epoch=0)[0].tolist() == [0, 2, 1]

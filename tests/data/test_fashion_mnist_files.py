@@ -1,4 +1,4 @@
-"""`resnet_flax.raw_files`: every source of the files, and what is said when none is good."""
+"""Fashion-MNIST's raw files: every source of the files, and what is said when none is good."""
 
 import gzip
 from collections.abc import Callable
@@ -25,12 +25,12 @@ from tests.support.fashion_mnist_files import (
 class Gathering:
     """One call of `gather_raw_files` for the small data set, and what came of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reports: list[str]) -> None:
         self.tiny = TinyFashionMNIST()
         self.manual = folder / "manual"
         self.scratch = folder / "scratch"
         self.scratch.mkdir()
-        self.reports: list[str] = []
+        self.reports = reports
 
     def run(self, address: str = NO_SERVER) -> dict[str, bytes]:
         """Returns the gathered files; `address` is where they are registered."""
@@ -38,9 +38,7 @@ class Gathering:
             address + name: SimpleNamespace(checksum=sha256(content), size=len(content))
             for name, content in self.tiny.original.items()
         }
-        raw = gather_raw_files(
-            registered, manual=self.manual, scratch=self.scratch, report=self.reports.append
-        )
+        raw = gather_raw_files(registered, manual=self.manual, scratch=self.scratch)
         assert raw.is_relative_to(self.scratch)
         return {path.name: path.read_bytes() for path in raw.iterdir()}
 
@@ -53,11 +51,11 @@ class Gathering:
 
 
 @pytest.fixture
-def gathering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gathering:
+def gathering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: list[str]) -> Gathering:
     """A gathering that no source has the files for, yet."""
     shut_off_debian(monkeypatch)
     monkeypatch.setenv("no_proxy", "*")
-    return Gathering(tmp_path)
+    return Gathering(tmp_path, said)
 
 
 # --- The sources.

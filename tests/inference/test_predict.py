@@ -1,4 +1,4 @@
-"""Image files of every kind, and what the network makes of them."""
+"""What a network makes of image files, good ones and bad."""
 
 import json
 import struct
@@ -14,8 +14,7 @@ from PIL import Image
 
 from resnet_flax.commands import predict
 from resnet_flax.commands.command_line import run_command
-from resnet_flax.data import image_files as photos
-from resnet_flax.data.image_files import bright_border, read_photos
+from resnet_flax.data.image_files import read_images
 from resnet_flax.errors import InputError
 from resnet_flax.inference import predict as inference
 from resnet_flax.inference.predict import compute_logits
@@ -27,8 +26,7 @@ from tests.support.finished_run import (
     random_images,
     write_pretrained,
 )
-
-SHAPE = (28, 28, 1)
+from tests.support.image_files import random_image
 
 
 @pytest.fixture
@@ -47,139 +45,6 @@ def program(monkeypatch, capsys):
         return (code, *capsys.readouterr())
 
     return run
-
-
-def read(path: Path, shape: tuple[int, int, int] = SHAPE) -> photos.Photo:
-    return read_photos([path], shape, dark_background=True)[0]
-
-
-def palette(image: Image.Image) -> Image.Image:
-    return image.convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
-
-
-def wide(image: Image.Image) -> Image.Image:
-    return Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
-
-
-LOSSLESS = {
-    "grey": lambda image: image,
-    "grey and alpha": lambda image: image.convert("LA"),
-    "colours": lambda image: image.convert("RGB"),
-    "colours and alpha": lambda image: image.convert("RGBA"),
-    "palette": palette,
-    "16 bits": wide,
-}
-
-
-@pytest.mark.parametrize("mode", LOSSLESS)
-def test_modes_that_keep_every_grey(mode, pixels, tmp_path):
-    LOSSLESS[mode](Image.fromarray(pixels)).save(tmp_path / "image.png")
-    photo = read(tmp_path / "image.png")
-    assert not photo.inverted
-    np.testing.assert_array_equal(photo.pixels[..., 0], pixels)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_jpegs(mode, pixels, tmp_path):
-    large = Image.fromarray(pixels).resize((280, 280), Image.Resampling.BICUBIC)
-    large.convert(mode).save(tmp_path / "image.jpg", quality=95)
-    found = read(tmp_path / "image.jpg").pixels[..., 0].astype(int)
-    expected = np.asarray(large.resize((28, 28), Image.Resampling.BILINEAR))
-    assert np.abs(found - expected).max() < 4
-
-
-def test_black_and_white(pixels, tmp_path):
-    Image.fromarray(pixels > 127).save(tmp_path / "image.png")
-    np.testing.assert_array_equal(read(tmp_path / "image.png").pixels[..., 0], (pixels > 127) * 255)
-
-
-def test_a_white_background_is_inverted_to_the_pixel(pixels, tmp_path):
-    Image.fromarray(255 - pixels).save(tmp_path / "image.png")
-    photo = read(tmp_path / "image.png")
-    assert photo.inverted
-    np.testing.assert_array_equal(photo.pixels[..., 0], pixels)
-
-
-def test_photos_are_trimmed_and_what_is_not_quite_white_becomes_black(tmp_path):
-    image = np.full((300, 400), 215, np.uint8)
-    image[100:220, 140:200] = 20
-    Image.fromarray(image).save(tmp_path / "image.png")
-    photo = read(tmp_path / "image.png")
-    assert photo.inverted
-    bright = round((215 - 20) * 255 / 215)
-    assert photo.pixels[14, 14] == bright
-    # The thing is twice as high as wide: it fills the height, and half of the width.
-    assert (photo.pixels[4:-4, 14] == bright).all()
-    assert abs((photo.pixels[14, :, 0] > 127).sum() - 14) <= 2
-    assert photo.pixels[0, 0] == photo.pixels[-1, -1] == 0
-
-
-def test_an_empty_page_is_black(tmp_path):
-    Image.new("RGB", (300, 200), "white").save(tmp_path / "image.jpg")
-    assert read(tmp_path / "image.jpg").inverted
-    assert not read(tmp_path / "image.jpg").pixels.any()
-
-
-def test_where_bright_backgrounds_are_usual_nothing_is_inverted(pixels, tmp_path):
-    Image.fromarray(255 - pixels).save(tmp_path / "image.png")
-    (photo,) = read_photos([tmp_path / "image.png"], SHAPE, dark_background=False)
-    assert not photo.inverted
-    np.testing.assert_array_equal(photo.pixels[..., 0], 255 - pixels)
-
-
-def test_fashion_mnists_own_images_are_told_from_their_negatives(fashion_mnist):
-    images = np.concatenate([data.images for data in fashion_mnist])[::7]
-    assert not any(map(bright_border, images))
-    assert all(map(bright_border, 255 - images))
-
-
-@pytest.mark.parametrize("grey", [0, 255])
-def test_transparency_shows_the_thing(grey, tmp_path):
-    """A dark or a bright square on nothing at all, whatever colour nothing has."""
-    image = np.full((56, 56, 4), 90, np.uint8)
-    image[..., 3] = 0
-    image[16:40, 16:40] = (grey, grey, grey, 255)
-    Image.fromarray(image).save(tmp_path / "image.png")
-    photo = read(tmp_path / "image.png")
-    assert photo.inverted == (grey == 0)
-    assert photo.pixels[14, 14] == 255
-    if not photo.inverted:  # what is inverted is trimmed too
-        assert photo.pixels[0, 0] == photo.pixels[-1, -1] == 0
-
-
-@pytest.mark.parametrize(
-    ("size", "rows", "columns"),
-    [
-        ((1, 1), (0, 28), (0, 28)),
-        ((400, 200), (7, 21), (0, 28)),
-        ((200, 400), (0, 28), (7, 21)),
-        ((60_000, 1), (13, 14), (0, 28)),
-        ((3, 60_000), (0, 28), (13, 14)),
-    ],
-)
-def test_proportions_are_kept(size, rows, columns, tmp_path):
-    # A border of its own keeps it from being taken for a bright background.
-    Image.new("L", size, 100).save(tmp_path / "image.png")
-    expected = np.zeros((28, 28), np.uint8)
-    expected[slice(*rows), slice(*columns)] = 100
-    np.testing.assert_array_equal(read(tmp_path / "image.png").pixels[..., 0], expected)
-
-
-def test_phones_turn_their_photos(pixels, tmp_path):
-    pixels[5:9, 5:9] = 255
-    turned = Image.fromarray(np.rot90(pixels))
-    exif = turned.getexif()
-    exif[0x0112] = 6  # to be seen turned by 90 degrees, clockwise
-    turned.save(tmp_path / "image.png", exif=exif)
-    np.testing.assert_array_equal(read(tmp_path / "image.png").pixels[..., 0], pixels)
-
-
-def test_networks_for_colours(tmp_path):
-    image = np.random.default_rng(0).integers(200, 256, (32, 32, 3), np.uint8)
-    Image.fromarray(image).save(tmp_path / "image.png")
-    photo = read(tmp_path / "image.png", (32, 32, 3))
-    assert not photo.inverted
-    np.testing.assert_array_equal(photo.pixels, image)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -205,9 +70,9 @@ BAD = {
     "text": (lambda folder: b"hello", "not a PNG or JPEG image"),
     "another format": (lambda folder: b"GIF89a" + bytes(100), "not a PNG or JPEG image"),
     "truncated": (truncated, "truncated"),
-    "bomb": (lambda folder: png(7500, 7500, bytes(10)), "7500x7500 pixels, more than 50,000,000"),
+    "bomb": (lambda folder: png(9500, 9500, bytes(10)), "9500x9500 pixels, more than 89,478,485"),
     "large bomb": (lambda folder: png(12000, 12000, b""), "12000x12000 pixels, more than"),
-    "huge bomb": (lambda folder: png(2**31 - 1, 2**31 - 1, b""), "more than 50,000,000 pixels"),
+    "huge bomb": (lambda folder: png(2**31 - 1, 2**31 - 1, b""), "more than 89,478,485 pixels"),
     "no pixels": (lambda folder: png(28, 28, b""), ""),
 }
 
@@ -247,7 +112,7 @@ def test_one_bad_image_among_good_ones_prints_nothing_of_the_others(
     for path in paths:
         path.write_text("bad")
     assert "10 of 10 images" in (error := program(shared_run.folder, *paths)[2])
-    assert error.endswith("and 5 more\n")
+    assert error.endswith("and 7 more\n")
     assert error.count("\n") == 1
 
 
@@ -323,6 +188,20 @@ def test_the_answers_are_those_of_training(shared_run):
     resized = [Image.fromarray(image[..., 0]).resize((32, 32), 2) for image in data.images]
     inputs = np.stack(resized)[..., None] / np.float32(255)
     np.testing.assert_allclose(jax.jit(MODEL.apply)(variables, inputs), plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_photo_is_fitted_as_the_training_images_were(fit, tmp_path):
+    (tmp_path / "run").mkdir()
+    network = new_network(image_shape=(28, 28, 3), fit=fit)
+    variables = write_pretrained(tmp_path / "run", network)
+    path = tmp_path / "lying.png"
+    random_image(0, (60, 30)).save(path)
+    trained = read_images([path], 28)
+    shares = softmax(compute_logits(network, variables, trained))[0]
+    (found,) = predict.predict(tmp_path / "run", [path])
+    expected = [(network.classes[i], shares[i]) for i in np.argsort(-shares)[:3]]
+    assert (found.top == expected) == (fit == "crop")
 
 
 def test_no_images_and_damaged_weights(shared_run):

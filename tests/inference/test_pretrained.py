@@ -26,7 +26,7 @@ from resnet_flax.training.recipes import RECIPES
 from tests.support.finished_run import MODEL, new_network, write_pretrained
 
 MODELS = {
-    **{f"recipe {name}": build_model("resnet18", **r.model_fields) for name, r in RECIPES.items()},
+    **{f"recipe {name}": build_model(r.model, r.flavour) for name, r in RECIPES.items()},
     **{
         f"{name} {flavour}": build_model(name, flavour)
         for name in ARCHITECTURES
@@ -58,13 +58,13 @@ def run(shared_run, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_description_rebuilds_the_network(name):
-    network = new_network(MODELS[name], image_size=96, flip=True, dark_background=False)
+    network = new_network(MODELS[name], image_size=96, flip=True, dark_background=False, fit="crop")
     rebuilt = Network.from_json(json.loads(json.dumps(network.as_json())))
     for field, value in vars(network.model).items():
         if field not in INITIALISERS and not field.startswith("_"):
             found = getattr(rebuilt.model, field)
             assert (jnp.dtype(found) == jnp.dtype(value)) if "dtype" in field else found == value
-    for field in ("classes", "image_shape", "image_size", "flip", "dark_background"):
+    for field in ("classes", "image_shape", "image_size", "flip", "dark_background", "fit"):
         assert getattr(rebuilt, field) == getattr(network, field)
 
 
@@ -239,6 +239,14 @@ def test_weights_of_another_network(run, tmp_path):
     write_pretrained(tmp_path, new_network(MODEL.clone(channels=16)))
     shutil.copy(tmp_path / "model.safetensors", run)
     assert "model.safetensors: the state dict and the model do not fit" in refused(run)
+
+
+def test_how_pictures_are_fitted_is_known_or_what_version_0_1_0_did():
+    content = new_network(fit="crop").as_json()
+    assert Network.from_json(content).fit == "crop"
+    assert Network.from_json({k: v for k, v in content.items() if k != "fit"}).fit == "pad"
+    with pytest.raises(ValueError, match="fit cannot be 'stretch'"):
+        Network.from_json(content | {"fit": "stretch"})
 
 
 VALUES = st.recursive(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resnet_flax import resnet18
-from resnet_flax.data.fashion_mnist import Dataset
+from resnet_flax.data import Dataset
 from resnet_flax.nn.ops import convolution
 from resnet_flax.weights.state_dict import from_torch
 from tests.support.parity import (

@@ -1,10 +1,15 @@
-"""Folders of small random images by class."""
+"""Folders of small random images by class, and how they are read or refused."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from resnet_flax.data.folder import find_images
+from resnet_flax.data.image_files import read_images
+from resnet_flax.errors import InputError
 
 
 def random_image(seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
@@ -28,3 +33,19 @@ def write_classes(
             image = random_image(1000 * label + number, size, mode)
             image.save(root / name / f"{number:02}.png")
     return root
+
+
+def refused(folder: Path, largest: int = 8) -> str:
+    """The one line with which a folder is refused."""
+    with pytest.raises(InputError) as caught:
+        read_images(find_images(folder).paths, largest)
+    line = str(caught.value)
+    assert line.isprintable()
+    assert len(line) < 600
+    return line
+
+
+def assert_same_images(found: np.ndarray, expected: list[Image.Image]) -> None:
+    """In whatever order."""
+    arrays = [np.asarray(image).reshape(found.shape[1:]) for image in expected]
+    assert sorted(each.tobytes() for each in found) == sorted(each.tobytes() for each in arrays)

@@ -1,0 +1,413 @@
+"""`resnet_flax.data.image_files`: files of every kind, to train on and to predict from."""
+
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_flax.data import bright_border, image_files, read_photos
+from resnet_flax.data.folder import find_images
+from resnet_flax.data.image_files import Photo, read_images
+from resnet_flax.errors import InputError
+from resnet_flax.nn.preprocessing import resize
+from tests.support.finished_run import random_images
+from tests.support.image_files import random_image, refused, write_classes
+
+# --- To train on.
+
+
+def read_one(
+    image: Image.Image, folder: Path, name: str = "x.png", largest: int = 8, **save: object
+):
+    image.save(folder / name, **save)
+    return read_images([folder / name], largest)[0]
+
+
+def test_squares_of_one_size_are_kept_to_the_bit(tmp_path):
+    files = find_images(write_classes(tmp_path))
+    images = read_images(files.paths, largest=28)
+    assert (images.shape, images.dtype) == ((10, 8, 8, 3), np.uint8)
+    for path, image in zip(files.paths, images, strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
+
+
+def test_larger_squares_become_what_the_training_step_would_make_of_them(tmp_path):
+    files = find_images(write_classes(tmp_path, size=(20, 20)))
+    whole, small = read_images(files.paths, 20), read_images(files.paths, 7)
+    np.testing.assert_array_equal(small, resize(whole, 7))
+
+
+def test_differing_sizes_become_the_middle_of_each(tmp_path):
+    wide, tall = random_image(1, (28, 20)), random_image(2, (10, 16))
+    for name, image in {"wide": wide, "tall": tall}.items():
+        image.save(tmp_path / f"{name}.png")
+    images = read_images([tmp_path / "wide.png", tmp_path / "tall.png"], 10)
+    expected = [wide.resize((14, 10), 2).crop((2, 0, 12, 10)), tall.crop((0, 3, 10, 13))]
+    np.testing.assert_array_equal(images, np.stack([np.asarray(each) for each in expected]))
+
+
+def test_grey_images_have_one_channel_however_they_are_stored(tmp_path):
+    grey = random_image(0, mode="L")
+    for mode in ("L", "LA", "RGB", "P", "1"):
+        image = read_one(grey.convert(mode), tmp_path)
+        assert image.shape == (8, 8, 1), mode
+        np.testing.assert_array_equal(image[..., 0], np.asarray(grey.convert(mode).convert("L")))
+
+
+def test_one_coloured_image_makes_all_coloured(tmp_path):
+    random_image(0, mode="L").save(tmp_path / "0.png")
+    random_image(1).save(tmp_path / "1.png")
+    images = read_images([tmp_path / "0.png", tmp_path / "1.png"], 8)
+    assert images.shape == (2, 8, 8, 3)
+    assert (images[0] == images[0, ..., :1]).all()
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    image = read_one(Image.fromarray(deep), tmp_path)
+    np.testing.assert_array_equal(image[..., 0], deep >> 8)
+
+
+def over(ground: str, image: Image.Image) -> np.ndarray:
+    image = image.convert("RGBA")
+    whole = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+    return np.asarray(whole.convert("RGB"))
+
+
+@pytest.mark.parametrize(("colour", "ground"), [(200, "black"), (60, "white")])
+def test_what_is_transparent_becomes_the_ground_that_the_thing_stands_out_from(
+    colour, ground, tmp_path
+):
+    colours = random_image(0, mode="RGBA")
+    colours.paste((colour, colour, colour, 255), (0, 0, 8, 5))
+    np.testing.assert_array_equal(read_one(colours, tmp_path), over(ground, colours))
+    grey = colours.convert("LA")
+    np.testing.assert_array_equal(read_one(grey, tmp_path), over(ground, grey)[..., :1])
+    palette = colours.convert("RGB").quantize(16)
+    palette.info["transparency"] = bytes(range(0, 240, 15))
+    palette.save(tmp_path / "palette.png")
+    found = read_images([tmp_path / "palette.png"], 8)[0]
+    np.testing.assert_array_equal(found, over("white", palette))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_what_is_drawn_in_the_alpha_channel_alone_is_seen(mode, tmp_path):
+    """As icons are: black all over, and opaque where the thing is."""
+    thing = random_image(0, mode="L")
+    image = Image.new("L", (8, 8)).convert(mode)
+    image.putalpha(thing)
+    found = read_one(image, tmp_path)
+    np.testing.assert_array_equal(found[..., 0], 255 - np.asarray(thing))
+    (photo,) = read_photos([tmp_path / "x.png"], (8, 8, 1), fit="pad", dark_background=False)
+    np.testing.assert_array_equal(photo.pixels, found)
+
+
+def test_opaque_pictures_with_an_alpha_channel_are_what_they_are_without(tmp_path):
+    colours = random_image(0)
+    np.testing.assert_array_equal(read_one(colours.convert("RGBA"), tmp_path), np.asarray(colours))
+
+
+def test_other_modes_of_jpeg(tmp_path):
+    image = read_one(random_image(0, mode="RGB").convert("CMYK"), tmp_path, "x.jpg")
+    assert image.shape == (8, 8, 3)
+
+
+def test_a_camera_held_upright_is_believed(tmp_path):
+    upright = Image.new("RGB", (8, 8))
+    upright.paste((255, 0, 0), (0, 0, 8, 4))  # red above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it upright
+    image = read_one(
+        upright.transpose(Image.Transpose.ROTATE_90), tmp_path, "x.jpg", exif=exif, quality=100
+    )
+    assert image[1, :, 0].min() > 200
+    assert image[6, :, 0].max() < 50
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not a PNG or JPEG image"),
+        (b"no image", "not a PNG or JPEG image"),
+        ("truncated", "truncated"),
+        ("gif", "not a PNG or JPEG image"),
+        ("bit flipped", "broken"),
+    ],
+)
+def test_broken_images_are_named(tmp_path, content, reason):
+    write_classes(tmp_path)
+    path = tmp_path / "cats" / "02.png"
+    good = path.read_bytes()
+    if content == "truncated":
+        random_image(0, (100, 100)).save(path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif content == "gif":
+        random_image(0).save(path, format="GIF")
+    elif content == "bit flipped":
+        middle = good.index(b"IDAT") + 10
+        path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+    else:
+        path.write_bytes(content)
+    line = refused(tmp_path)
+    assert line.startswith(f"cannot read 1 of 10 images: {path} (")
+    assert reason in line
+    assert line.endswith("mend or remove what is broken")
+
+
+def test_many_broken_images_make_one_line(tmp_path):
+    write_classes(tmp_path)
+    for path in (tmp_path / "cats").iterdir():
+        path.write_bytes(b"")
+    line = refused(tmp_path)
+    assert line.startswith("cannot read 5 of 10 images: ")
+    assert " and 2 more: mend or remove" in line
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
+    write_classes(tmp_path)
+    path = tmp_path / "cats" / "02.png"
+    for side in (10_000, 100_000):
+        header = b"IHDR" + side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+        chunk = len(header[4:]).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + bytes(4) + b"IDAT" + bytes(4))
+        line = refused(tmp_path)
+        assert f"{path} (" in line
+        assert "more than 89,478,485" in line
+
+
+def test_more_images_than_memory(tmp_path, monkeypatch):
+    write_classes(tmp_path)
+    pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 1000}
+    monkeypatch.setattr(image_files.os, "sysconf", pages.get)
+    assert "10 images of 8x8 pixels take" in refused(tmp_path)
+
+
+def test_warnings_of_pillow_do_not_reach_the_user(tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        palette = random_image(0).quantize(16)
+        read_one(palette, tmp_path, transparency=bytes(range(16)))
+        Image.new("1", (9000, 9950)).save(tmp_path / "large.png")  # Pillow would warn of it
+        with pytest.raises(InputError, match="9000x9950 pixels, more than"):
+            read_images([tmp_path / "large.png"], 8)
+    assert not [each for each in caught if "ransparency" in str(each.message)]
+
+
+def test_names_in_messages_steer_no_terminal(tmp_path):
+    (tmp_path / "\x1b[31m\n.png").write_text("")
+    with pytest.raises(InputError) as caught:
+        read_images([tmp_path / "\x1b[31m\n.png"], 8)
+    assert str(caught.value).isprintable()
+
+
+# --- To predict from what was trained on.
+
+KINDS = {
+    "square": random_image(0, (40, 40)),
+    "upright": random_image(1, (30, 40)),
+    "lying": random_image(2, (55, 33)),
+    "grey": random_image(3, (50, 33), "L"),
+    "bright": Image.eval(random_image(4, (50, 33), "L"), lambda value: 255 - value // 8),
+    "two colours": random_image(5, (50, 33), "L").convert("1"),
+    "16 bits": Image.fromarray(np.random.default_rng(6).integers(0, 65536, (33, 50), np.uint16)),
+    "transparent": random_image(7, (50, 33), "RGBA"),
+    "grey and transparent": random_image(8, (50, 33), "RGBA").convert("LA"),
+    "palette": random_image(9, (50, 33)).quantize(64),
+    "transparent palette": random_image(10, (50, 33)).quantize(16),
+    "line": random_image(11, (2000, 3)),
+}
+SAVED = {"transparent palette": {"transparency": bytes(range(0, 240, 15))}}
+
+
+def assert_predicted_as_trained(paths: list[Path], largest: int) -> None:
+    trained = read_images(paths, largest)
+    photos = read_photos(paths, trained.shape[1:], fit="crop", dark_background=True)
+    for path, image, photo in zip(paths, trained, photos, strict=True):
+        np.testing.assert_array_equal(photo.pixels, image, err_msg=path.name)
+        assert not photo.inverted
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_training_file_is_predicted_from_its_training_pixels(ending, tmp_path):
+    paths = []
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be seen turned by 90 degrees
+    for kind, image in KINDS.items():
+        if ending == "jpg":
+            image = image.convert("RGB") if kind != "grey" else image
+        for name, more in (("", {}), (" turned", {"exif": exif})):
+            paths.append(tmp_path / f"{kind}{name}.{ending}")
+            image.save(paths[-1], **SAVED.get(kind, {}) if ending == "png" else {}, **more)
+    assert_predicted_as_trained(paths, largest=28)  # in colours
+    for path in paths:  # in grey where it is
+        assert_predicted_as_trained([path], largest=28)
+    assert_predicted_as_trained([paths[0]], largest=64)  # a square, as it is
+
+
+def test_a_photo_for_a_grey_network_is_cropped_and_grey(tmp_path):
+    image = random_image(0, (40, 20))
+    image.save(tmp_path / "x.png")
+    (photo,) = read_photos([tmp_path / "x.png"], (10, 10, 1), fit="crop", dark_background=True)
+    expected = image.resize((20, 10), 2).crop((5, 0, 15, 10)).convert("L")
+    np.testing.assert_array_equal(photo.pixels[..., 0], expected)
+
+
+def test_one_limit_of_size_for_both(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (9000, 9950)).save(path)
+    lines = []
+    for read_it in (
+        lambda: read_images([path], 8),
+        lambda: read_photos([path], SHAPE, fit="crop", dark_background=True),
+    ):
+        with pytest.raises(InputError) as caught:
+            read_it()
+        lines.append(str(caught.value).removesuffix(": mend or remove what is broken"))
+    assert lines == [f"cannot read {path} (9000x9950 pixels, more than 89,478,485)"] * 2
+
+
+# --- To predict from.
+
+
+SHAPE = (28, 28, 1)
+
+
+@pytest.fixture
+def pixels():
+    return random_images(1, seed=1).images[0, :, :, 0]
+
+
+def read(path: Path, shape: tuple[int, int, int] = SHAPE) -> Photo:
+    return read_photos([path], shape, fit="pad", dark_background=True)[0]
+
+
+def palette(image: Image.Image) -> Image.Image:
+    return image.convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
+
+
+def wide(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+
+
+LOSSLESS = {
+    "grey": lambda image: image,
+    "grey and alpha": lambda image: image.convert("LA"),
+    "colours": lambda image: image.convert("RGB"),
+    "colours and alpha": lambda image: image.convert("RGBA"),
+    "palette": palette,
+    "16 bits": wide,
+}
+
+
+@pytest.mark.parametrize("mode", LOSSLESS)
+def test_modes_that_keep_every_grey(mode, pixels, tmp_path):
+    LOSSLESS[mode](Image.fromarray(pixels)).save(tmp_path / "image.png")
+    photo = read(tmp_path / "image.png")
+    assert not photo.inverted
+    np.testing.assert_array_equal(photo.pixels[..., 0], pixels)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpegs(mode, pixels, tmp_path):
+    large = Image.fromarray(pixels).resize((280, 280), Image.Resampling.BICUBIC)
+    large.convert(mode).save(tmp_path / "image.jpg", quality=95)
+    found = read(tmp_path / "image.jpg").pixels[..., 0].astype(int)
+    expected = np.asarray(large.resize((28, 28), Image.Resampling.BILINEAR))
+    assert np.abs(found - expected).max() < 4
+
+
+def test_black_and_white(pixels, tmp_path):
+    Image.fromarray(pixels > 127).save(tmp_path / "image.png")
+    np.testing.assert_array_equal(read(tmp_path / "image.png").pixels[..., 0], (pixels > 127) * 255)
+
+
+def test_a_white_background_is_inverted_to_the_pixel(pixels, tmp_path):
+    Image.fromarray(255 - pixels).save(tmp_path / "image.png")
+    photo = read(tmp_path / "image.png")
+    assert photo.inverted
+    np.testing.assert_array_equal(photo.pixels[..., 0], pixels)
+
+
+def test_photos_are_trimmed_and_what_is_not_quite_white_becomes_black(tmp_path):
+    image = np.full((300, 400), 215, np.uint8)
+    image[100:220, 140:200] = 20
+    Image.fromarray(image).save(tmp_path / "image.png")
+    photo = read(tmp_path / "image.png")
+    assert photo.inverted
+    bright = round((215 - 20) * 255 / 215)
+    assert photo.pixels[14, 14] == bright
+    # The thing is twice as high as wide: it fills the height, and half of the width.
+    assert (photo.pixels[4:-4, 14] == bright).all()
+    assert abs((photo.pixels[14, :, 0] > 127).sum() - 14) <= 2
+    assert photo.pixels[0, 0] == photo.pixels[-1, -1] == 0
+
+
+def test_an_empty_page_is_black(tmp_path):
+    Image.new("RGB", (300, 200), "white").save(tmp_path / "image.jpg")
+    assert read(tmp_path / "image.jpg").inverted
+    assert not read(tmp_path / "image.jpg").pixels.any()
+
+
+def test_where_bright_backgrounds_are_usual_nothing_is_inverted(pixels, tmp_path):
+    Image.fromarray(255 - pixels).save(tmp_path / "image.png")
+    (photo,) = read_photos([tmp_path / "image.png"], SHAPE, fit="pad", dark_background=False)
+    assert not photo.inverted
+    np.testing.assert_array_equal(photo.pixels[..., 0], 255 - pixels)
+
+
+def test_fashion_mnists_own_images_are_told_from_their_negatives(fashion_mnist):
+    images = np.concatenate([data.images for data in fashion_mnist])[::7]
+    assert not any(map(bright_border, images))
+    assert all(map(bright_border, 255 - images))
+
+
+@pytest.mark.parametrize("grey", [0, 255])
+def test_transparency_shows_the_thing(grey, tmp_path):
+    """A dark or a bright square on nothing at all, whatever colour nothing has."""
+    image = np.full((56, 56, 4), 90, np.uint8)
+    image[..., 3] = 0
+    image[16:40, 16:40] = (grey, grey, grey, 255)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    photo = read(tmp_path / "image.png")
+    assert photo.inverted == (grey == 0)
+    assert photo.pixels[14, 14] == 255
+    if not photo.inverted:  # what is inverted is trimmed too
+        assert photo.pixels[0, 0] == photo.pixels[-1, -1] == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [
+        ((1, 1), (0, 28), (0, 28)),
+        ((400, 200), (7, 21), (0, 28)),
+        ((200, 400), (0, 28), (7, 21)),
+        ((60_000, 1), (13, 14), (0, 28)),
+        ((3, 60_000), (0, 28), (13, 14)),
+    ],
+)
+def test_proportions_are_kept(size, rows, columns, tmp_path):
+    # A border of its own keeps it from being taken for a bright background.
+    Image.new("L", size, 100).save(tmp_path / "image.png")
+    expected = np.zeros((28, 28), np.uint8)
+    expected[slice(*rows), slice(*columns)] = 100
+    np.testing.assert_array_equal(read(tmp_path / "image.png").pixels[..., 0], expected)
+
+
+def test_phones_turn_their_photos(pixels, tmp_path):
+    pixels[5:9, 5:9] = 255
+    turned = Image.fromarray(np.rot90(pixels))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be seen turned by 90 degrees, clockwise
+    turned.save(tmp_path / "image.png", exif=exif)
+    np.testing.assert_array_equal(read(tmp_path / "image.png").pixels[..., 0], pixels)
+
+
+def test_networks_for_colours(tmp_path):
+    image = np.random.default_rng(0).integers(200, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    photo = read(tmp_path / "image.png", (32, 32, 3))
+    assert not photo.inverted
+    np.testing.assert_array_equal(photo.pixels, image)
