@@ -203,8 +203,8 @@ class Checkpoints:
             if "space" in reason.lower() or "ENOSPC" in reason:
                 reason = "no space left on the device"
             raise TrainingError(
-                f"cannot write to {self.folder.parent}: {reason[:300]}; the earlier checkpoints are "
-                "whole: mend it, and go on with `resume`"
+                f"cannot write to {self.folder.parent}: {reason[:300]}; the earlier checkpoints "
+                "are whole: mend it, and go on with `resume`"
             ) from error
 
 

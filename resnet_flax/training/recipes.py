@@ -150,7 +150,7 @@ def freeze(optimizer: optax.GradientTransformation, model: ResNet) -> optax.Grad
     """
     if not model.frozen_stages:
         return optimizer
-    parts = [names for part, names in model.parts.items() if part.startswith("st")]
+    parts = list(model.parts.values())[: 1 + len(model.stage_sizes)]
     if model.frozen_stages > len(parts):
         raise InputError(
             f"`freeze_stages` must be at most {len(parts)}, the stem and {len(parts) - 1} stages, "

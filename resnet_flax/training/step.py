@@ -1,8 +1,8 @@
 """The training state, and the compiled steps that change and evaluate it.
 
-A step takes a batch of uint8 images from anywhere, and resizes and scales them itself, on the device.
-Where a whole data set fits there (`Images`), a step by index gathers its batch first, so that no
-image crosses from host to device during training.
+A step takes a batch of uint8 images from anywhere, and resizes and scales it on the device. Where a
+whole data set fits there (`Images`), steps by index gather their batches, so that no image crosses
+from host to device during training.
 """
 
 from collections.abc import Callable, Mapping

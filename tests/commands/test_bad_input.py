@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from resnet_flax.commands.command_line import parse_config, run_command
-from resnet_flax.runs.config import TrainConfig, flag
+from resnet_flax.commands.command_line import flag, parse_config, run_command
+from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.run_folder import open_run
 from tests.runs.test_checkpoints import checkpoints, saved_run
 from tests.support.small_run import checkpoints_of, new_state, random_data
