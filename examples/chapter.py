@@ -12,9 +12,10 @@ import jax
 
 from resnet_flax import Residual, configure_runtime, resnet18
 from resnet_flax.commands.command_line import run_command
+from resnet_flax.commands.summary import print_table
 from resnet_flax.data import load_fashion_mnist, shuffled_batches
 from resnet_flax.machine.runtime import device_name, keep_compiled_programs
-from resnet_flax.nn.summary import print_table, summarize
+from resnet_flax.nn.summary import summarize
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.recipes import RECIPES, build_optimizer
 from resnet_flax.training.step import Images, create_train_state, evaluate, train_step

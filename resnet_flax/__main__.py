@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "train": "train a network",
@@ -34,7 +35,9 @@ def main() -> int:
     """Runs the program that the first argument names on the others."""
     given = sys.argv[1] if len(sys.argv) > 1 else ""
     if given in COMMANDS:
-        sys.argv = [f"resnet-flax {given}", *sys.argv[2:]]  # what messages call the program
+        by_module = Path(sys.argv[0]).name == "__main__.py"
+        program = "python -m resnet_flax" if by_module else "resnet-flax"  # in messages
+        sys.argv = [f"{program} {given}", *sys.argv[2:]]
         return run(given)
     listed = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
     if given in ("-h", "--help"):

@@ -1,0 +1,30 @@
+"""A trained network, read and asked: what images show, how good it is, files for other programs."""
+
+from resnet_flax.inference.evaluate import evaluate, load_test_set, read_weights
+from resnet_flax.inference.export import export, export_onnx, export_stablehlo
+from resnet_flax.inference.predict import Prediction, compute_logits, predict
+from resnet_flax.inference.pretrained import (
+    Network,
+    from_pretrained,
+    read_pretrained,
+    save_weights,
+)
+from resnet_flax.inference.scores import Scores, score
+
+__all__ = [
+    "Network",
+    "Prediction",
+    "Scores",
+    "compute_logits",
+    "evaluate",
+    "export",
+    "export_onnx",
+    "export_stablehlo",
+    "from_pretrained",
+    "load_test_set",
+    "predict",
+    "read_pretrained",
+    "read_weights",
+    "save_weights",
+    "score",
+]

@@ -2,8 +2,8 @@
 
 There is an exporter for JAX, jax2onnx, but none of its releases fits beside this package: 0.17.1
 asks for orbax-checkpoint < 0.11.37, and 0.13.0, the newest that does not, uses what JAX 0.10 has
-removed. So the operators are written out here, after `resnet_flax.nn.blocks` and `resnet_flax.nn.resnet`;
-who calls this runs the graph beside the network, and compares.
+removed. So the operators are written out here, after `resnet_flax.nn`; who calls this runs the
+graph beside the network, and compares.
 """
 
 from typing import Any
@@ -21,18 +21,10 @@ OPERATORS = 17  # the version of ONNX' set of operators: of 2022, known everywhe
 
 
 def onnx_model(network: Network, variables: Any) -> onnx.ModelProto:
-    """Writes the forward pass in evaluation, in float32, for any number of images.
-
-    Args:
-        network: what to write.
-        variables: of ``network.model``.
-
-    Returns:
-        A model from ``images``, (N, H, W, C) in [0, 1], to ``logits``, (N, classes).
-    """
+    """The network in evaluation, in float32: ``images`` (N, H, W, C) to ``logits`` (N, classes)."""
     graph = _Graph(network.model, variables)
     size, channels = network.image_size, network.image_shape[-1]
-    graph.network()
+    graph.evaluation(network.flip)
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -65,10 +57,20 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, onnx.TensorProto] = {}
 
-    def network(self) -> str:
+    def evaluation(self, flip: bool) -> str:
+        """As `resnet_flax.nn.preprocessing.mirrored_logits`; both passes have the same weights."""
+        images = self.add("Transpose", "images", perm=(0, 3, 1, 2))
+        if not flip:
+            return self.network(images, "logits")
+        # Along the width, from the last column down to the first.
+        span = {"start": -1, "end": np.iinfo(np.int64).min, "axis": 3, "step": -1}
+        numbers = (self.constant(name, np.array([n])) for name, n in span.items())
+        mirrored = self.add("Slice", images, *numbers)
+        return self.add("Mean", self.network(images), self.network(mirrored), output="logits")
+
+    def network(self, x: str, output: str = "") -> str:
         model = self.model
         _, strides, pooled = STEMS[model.stem]
-        x = self.add("Transpose", "images", perm=(0, 3, 1, 2))
         x = self.conv(x, "conv1", strides)
         if not model.preactivation:
             x = self.relu(self.norm(x, "bn1"))
@@ -82,7 +84,7 @@ class _Graph:
             x = self.relu(self.norm(x, "norm"))
         x = self.add("Flatten", self.add("GlobalAveragePool", x))
         weights = (self.weight("fc.weight"), self.weight("fc.bias"))
-        return self.add("Gemm", x, *weights, output="logits", transB=1)
+        return self.add("Gemm", x, *weights, output=output, transB=1)
 
     def block(self, x: str, name: str, strides: int) -> str:
         model = self.model
@@ -124,8 +126,11 @@ class _Graph:
         return f"{name}.weight" in self.values
 
     def weight(self, key: str) -> str:
-        self.weights[key] = numpy_helper.from_array(self.values[key], key)
-        return key
+        return self.constant(key, self.values[key])
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.weights[name] = numpy_helper.from_array(value, name)
+        return name
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         output = output or f"{operator}_{len(self.nodes)}"

@@ -1,22 +1,69 @@
-"""A trained network's answers for many images: whole batches, one compiled shape."""
+"""What a trained network makes of images, in files and in arrays."""
 
+import os
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
 
+from resnet_flax.data import read_photos
 from resnet_flax.errors import InputError
-from resnet_flax.inference.pretrained import Network
+from resnet_flax.inference.pretrained import Network, read_pretrained
+from resnet_flax.inference.scores import softmax
 from resnet_flax.nn.preprocessing import mirrored_logits, prepare_images
 
 BATCH_SIZE = 256
 BATCH_PIXELS = 4_000_000  # fewer images where they are large
+MOST_ANSWERS = 3
+
+
+class Prediction(NamedTuple):
+    """What a network makes of one image."""
+
+    image: str  # its path
+    inverted: bool  # whether it had a bright background and was inverted
+    top: list[tuple[str, float]]  # classes with their probabilities, the likeliest first
+
+
+def predict(
+    run: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]]
+) -> list[Prediction]:
+    """Classifies image files.
+
+    Args:
+        run: a run folder, or one as for `from_pretrained`.
+        images: PNG or JPEG files, of any size; made as the training images were, for Fashion-MNIST
+            grey, small, and light on dark, so that a photo on a white ground is inverted.
+
+    Returns:
+        One prediction for each image, of the three likeliest classes.
+
+    Raises:
+        InputError: when the network or any of the images cannot be read.
+    """
+    network, variables = read_pretrained(run)
+    shape = network.image_shape
+    if shape[-1] not in (1, 3):
+        raise InputError(
+            f"the network of {run} takes images of {shape[-1]} channels: files have 1 or 3"
+        )
+    photos = read_photos(images, shape, fit=network.fit, dark_background=network.dark_background)
+    pixels = np.asarray([photo.pixels for photo in photos], np.uint8)
+    pixels = pixels.reshape(-1, *shape)  # of no images too
+    predictions = []
+    probabilities = softmax(compute_logits(network, variables, pixels))
+    for path, photo, shares in zip(images, photos, probabilities, strict=True):
+        best = (-shares).argsort(kind="stable")[:MOST_ANSWERS]
+        top = [(network.classes[index], float(shares[index])) for index in best]
+        predictions.append(Prediction(os.fspath(path), photo.inverted, top))
+    return predictions
 
 
 def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
-    """Classifies images, prepared as in training, in eval mode.
+    """Classifies images, prepared as in training, in whole batches of one compiled shape.
 
     Args:
         network: tells how to prepare them.
@@ -35,14 +82,10 @@ def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.n
     for start in range(0, len(images), size):
         # The last batch is filled up; in eval mode no image touches another's logits.
         indices = np.minimum(np.arange(start, start + size), len(images) - 1)
-        answer = _infer(
-            network.model,
-            variables,
-            images[indices],
-            image_size=network.image_size,
-            flip=network.flip,
+        answers = _infer(
+            network.model, variables, images[indices], network.image_size, network.flip
         )
-        logits.append(np.asarray(answer)[: len(images) - start])
+        logits.append(np.asarray(answers)[: len(images) - start])
     joined = np.concatenate(logits)
     if not np.isfinite(joined).all():
         raise InputError("the network's outputs are not finite numbers: its weights are damaged")
@@ -51,7 +94,7 @@ def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.n
 
 @partial(jax.jit, static_argnames=("model", "image_size", "flip"))
 def _infer(
-    model: nn.Module, variables: Any, images: jax.Array, *, image_size: int, flip: bool
-) -> Any:
+    model: nn.Module, variables: Any, images: jax.Array, image_size: int, flip: bool
+) -> jax.Array:
     images = prepare_images(images, image_size)
     return mirrored_logits(partial(model.apply, variables), images, flip)

@@ -8,16 +8,22 @@ comes from them, and no link leads out of the folder.
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from resnet_flax.data import FITS
-from resnet_flax.errors import InputError, one_line
+from resnet_flax.errors import InputError, reason
+from resnet_flax.machine.files import inside
 from resnet_flax.nn.resnet import ResNet, describe_model, model_from_description
-from resnet_flax.weights import from_torch, load_safetensors, variable_shapes
+from resnet_flax.weights import (
+    from_torch,
+    load_safetensors,
+    save_safetensors,
+    to_torch,
+    variable_shapes,
+)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST_CONFIG = LARGEST_HEADER = 1_000_000  # bytes
@@ -131,18 +137,27 @@ def read_pretrained(path: str | os.PathLike[str]) -> tuple[Network, dict[str, An
     try:
         shapes = variable_shapes(network.model, channels)
     except Exception as error:  # of many kinds: fields that are fine may not fit together
-        reason = one_line(error)[:200]
-        raise InputError(f"{config} describes no network that can be built: {reason}") from error
+        why = reason(error)
+        raise InputError(f"{config} describes no network that can be built: {why}") from error
     values = sum(math.prod(spec.shape) for spec in shapes.values())
     needed = values * BYTES_OF_FLOAT64 + LARGEST_HEADER
-    if weights.stat().st_size > needed:
-        size = weights.stat().st_size
+    if (size := weights.stat().st_size) > needed:
         raise InputError(f"{weights} has {size:,} bytes; the network of {config} needs less")
     try:
         variables = from_torch(network.model, load_safetensors(weights), in_channels=channels)
     except InputError as error:
-        raise InputError(f"{weights}: {one_line(error)[:1000]}") from error
+        raise InputError(f"{weights}: {reason(error, 1000)}") from error
     return network, variables
+
+
+def save_weights(folder: Path, network: Network, variables: Mapping[str, Any]) -> None:
+    """Writes a network's ``model.safetensors``, with PyTorch's names and order of axes.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    layout = "torchvision" if network.model.norm_shortcut else "d2l"
+    save_safetensors(folder / WEIGHTS, to_torch(network.model, variables, layout))
 
 
 def _read_network(path: Path) -> Network:
@@ -154,7 +169,7 @@ def _read_network(path: Path) -> Network:
         content = json.loads(text)
         return Network.from_json(content.get("network") if isinstance(content, dict) else None)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} describes no network: {one_line(error)[:200]}") from error
+        raise InputError(f"{path} describes no network: {reason(error)}") from error
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -165,16 +180,14 @@ def _inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     try:
-        home, real = folder.resolve(strict=True), path.resolve(strict=True)
-        plain = stat.S_ISREG(real.stat().st_mode)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+        real = inside(folder, path)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{folder} holds no trained network: cannot read {name} "
-            f"({getattr(error, 'strerror', None) or one_line(error)})"
+            f"{folder} holds no trained network: cannot read {name} ({reason(error)})"
         ) from error
-    if not real.is_relative_to(home):
-        raise InputError(f"{path} is a link that leads out of the folder: put the file there")
-    if not plain:
+    if not real.is_file():
         raise InputError(f"{path} is not a file")
     return real
 

@@ -10,21 +10,16 @@ BINS = 15
 class Scores(NamedTuple):
     """What a classifier reached on a test set.
 
-    Attributes:
-        accuracy: share of right answers.
-        loss: mean cross-entropy, in nats.
-        calibration_error: see `calibration_error`.
-        precision: share of right answers among those that named a class; None where none did.
-        recall: share of a class's images that were recognised; None for a class without images.
-        confusion: int64 (classes, classes), images of the row's class taken for the column's.
+    Precision is the share of right answers among those that named a class, None where none did;
+    recall the share of a class's images that were recognised, None for a class without images.
     """
 
     accuracy: float
-    loss: float
+    loss: float  # mean cross-entropy, in nats
     calibration_error: float
     precision: tuple[float | None, ...]
     recall: tuple[float | None, ...]
-    confusion: np.ndarray
+    confusion: np.ndarray  # int64 (classes, classes): the row's class taken for the column's
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:

@@ -2,15 +2,45 @@
 
 JAX's compiler splits the computation by how its arguments are placed, and adds the sums over
 devices: gradients, losses, and the statistics of the batch normalisations, which are those of the
-whole batch on any number of devices.
+whole batch on any number of devices. A run may be of several processes, on one machine or on many.
 """
 
+import os
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from resnet_flax.errors import InputError, reason
+
+# Number of processes, as the launchers that JAX knows say it.
+LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+def join_processes(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Connects this process with the others of its run, if there are any.
+
+    Args:
+        coordinator: ``HOST:PORT`` of the first process; where neither it is given, nor SLURM or
+            Open MPI started several processes, there is this one alone.
+        num_processes: how many there are; found in the launchers' environment.
+        process_id: which of them this is, from 0; found likewise.
+
+    Raises:
+        InputError: when they cannot be reached.
+    """
+    launched = any(int(os.environ.get(name) or 1) > 1 for name in LAUNCHERS)
+    if not (coordinator or launched):
+        return
+    jax.config.update("jax_enable_preemption_service", False)  # interruption.py sees to SIGTERM
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"cannot join the other processes: {reason(error, 300)}") from error
 
 
 def data_mesh() -> Mesh:

@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 
 # jaxlib 0.10.2 hands reductions, products and convolutions to YNNPACK, which gets some large
-# reductions wrong (jax#39103; tests/machine/test_runtime.py shows it) and trains this network at two thirds
-# of the speed of XLA's own path.
+# reductions wrong (jax#39103; tests/machine/test_runtime.py shows it) and trains this network at
+# two thirds of the speed of XLA's own path.
 YNNPACK_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 # Without this pass optimisation barriers last until the code is generated: XLA then no longer
 # computes a layer again inside the transposition of its output, which took a third of a step.
@@ -28,15 +28,13 @@ HUGE_PAGE = 2**21  # bytes
 
 
 def configure_runtime(*, deterministic: bool = False) -> None:
-    """Chooses sound and quick settings; call it before the first JAX computation.
+    """Chooses sound and quick settings; once JAX has started its backend it has no effect.
 
-    ``train.py`` calls it. Programs that import the library may, in their first lines; once JAX has
-    started its backend it has no effect. What the user has set in the environment always wins.
+    What the user has set in the environment always wins.
 
     * YNNPACK is turned off on CPUs (``XLA_FLAGS``): some of its reductions are wrong.
     * Without an accelerator, optimisation barriers are kept (``XLA_FLAGS``), for speed; and, on
-      Linux, the C library keeps freed memory in huge pages instead of returning it to the system,
-      unless ``GLIBC_TUNABLES`` says how: see `keep_memory`.
+      Linux, the C library keeps freed memory, unless ``GLIBC_TUNABLES`` says how.
     * The GPU's memory is taken as needed instead of three quarters of it at once
       (``XLA_PYTHON_CLIENT_PREALLOCATE``).
 
@@ -56,10 +54,10 @@ def configure_runtime(*, deterministic: bool = False) -> None:
 
 
 def keep_memory() -> None:
-    """Has glibc keep freed memory, in huge pages: a training step asks for the same each time.
+    """Has glibc keep freed memory, in huge pages: worth about a seventh of a training step.
 
-    Both together are worth about a seventh of a step. The heap grows by half the machine's memory,
-    in addresses alone; pages come when used, and huge ones must be asked for before (madvise(2)).
+    The heap grows by half the machine's memory, in addresses alone; pages come when used, and huge
+    ones must be asked for before (madvise(2)).
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):  # other C libraries have none
@@ -84,7 +82,7 @@ def add_flag(flag: str) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps what XLA compiles in the user's cache folder, so that the next start need not compile.
+    """Keeps what XLA compiles in the user's cache folder, for the next start.
 
     The folder is private, since programs in it are run, and one for each kind of machine, since
     they use its instructions. ``JAX_COMPILATION_CACHE_DIR`` wins; a folder that cannot be written
@@ -125,6 +123,7 @@ def accelerator_expected() -> bool:
 
 
 def device_name() -> str:
-    """The device that computes, in PyTorch's words: ``cpu`` or ``cuda:0``."""
+    """The device that computes, in PyTorch's words: ``cpu``, ``cuda:0`` (AMD's too), ``tpu:0``."""
     device = jax.devices()[0]
-    return "cpu" if device.platform == "cpu" else f"cuda:{device.id}"
+    kind = "cuda" if device.platform in ("gpu", "cuda", "rocm") else device.platform.lower()
+    return "cpu" if kind == "cpu" else f"{kind}:{device.id}"

@@ -64,7 +64,7 @@ its expected calibration error (15 bins) {calibration_error:.4f}.
 From image files:
 
 ```bash
-python -m resnet_flax.predict FOLDER photo.jpg
+python -m resnet_flax predict FOLDER photo.jpg
 ```
 
 In Python, with images as float32 in [0, 1] of shape (N, {size}, {size}, {channels}):

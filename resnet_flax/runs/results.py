@@ -9,14 +9,13 @@ import numpy as np
 
 from resnet_flax.data import Dataset
 from resnet_flax.inference.predict import compute_logits
-from resnet_flax.inference.pretrained import WEIGHTS, Network
+from resnet_flax.inference.pretrained import Network, save_weights
 from resnet_flax.inference.scores import score, softmax
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.model_card import MARK, model_card
 from resnet_flax.runs.plotting import plot_confusion, plot_mistakes, plot_predictions
 from resnet_flax.runs.run_folder import CARD, CONFUSION, MISTAKES, PREDICTIONS
 from resnet_flax.training.position import EpochResult
-from resnet_flax.weights import save_safetensors, to_torch
 
 
 def write_results(
@@ -43,8 +42,7 @@ def write_results(
     """
     # On the host: of several processes the first alone is here, and computes with its own devices.
     variables = jax.tree.map(np.asarray, variables)
-    layout = "torchvision" if network.model.norm_shortcut else "d2l"
-    save_safetensors(folder / WEIGHTS, to_torch(network.model, variables, layout))
+    save_weights(folder, network, variables)
 
     images, labels, classes = test_data.images, test_data.labels, network.classes
     logits = compute_logits(network, variables, images)

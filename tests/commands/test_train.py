@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from resnet_flax.commands.evaluate import evaluate
+from resnet_flax.inference.evaluate import evaluate
 from resnet_flax.inference.pretrained import read_pretrained
 from tests.support.image_files import write_classes
 

@@ -1,7 +1,7 @@
 """Exported programs are run beside the network, each in its own engine."""
 
 import builtins
-import shutil
+import dataclasses
 import subprocess
 import sys
 
@@ -12,11 +12,10 @@ import onnxruntime
 import pytest
 
 from resnet_flax import Bottleneck, ResNet
-from resnet_flax.commands import export
-from resnet_flax.commands.command_line import run_command
-from resnet_flax.commands.export import check, export_onnx, export_stablehlo
 from resnet_flax.errors import InputError
-from tests.support.finished_run import MODEL, new_network, new_variables
+from resnet_flax.inference.export import check, export, export_onnx, export_stablehlo
+from resnet_flax.inference.predict import compute_logits
+from tests.support.finished_run import MODEL, new_network, new_variables, random_images
 
 SMALL = {"stage_sizes": (1, 2), "channels": 8}
 MODELS = {
@@ -38,6 +37,13 @@ def logits(network, variables, images):
 
 def random_input(count, size=20, channels=1):
     return np.random.default_rng(count).random((count, size, size, channels), np.float32)
+
+
+def run(kind, content, images):
+    """The logits of an exported program in its own engine."""
+    if kind == "onnx":
+        return onnxruntime.InferenceSession(content).run(["logits"], {"images": images})[0]
+    return np.asarray(jax.export.deserialize(bytearray(content)).call(images))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -99,69 +105,66 @@ def test_a_program_that_differs_is_not_let_through():
             check(network, variables, lambda images, by=change: by * forward(variables, images))
 
 
-@pytest.fixture
-def program(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-        code = run_command(export.main)
-        return (code, *capsys.readouterr())
-
-    return run
-
-
-ALONE = """
-import sys
-import jax
-import numpy as np
-run = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read())).call
-images = np.random.default_rng(2).random((2, 28, 28, 1), np.float32)
-np.save(sys.argv[2], run(images))
-assert not any(name.startswith(("flax", "resnet_flax")) for name in sys.modules)
-"""
+@pytest.mark.parametrize(
+    ("kind", "write"), [("onnx", export_onnx), ("stablehlo", export_stablehlo)]
+)
+def test_the_logits_are_those_that_the_accuracy_was_measured_with(kind, write):
+    """Averaged with the mirror image's, for a network that is scored so."""
+    mirroring = new_network(flip=True)
+    variables = new_variables(mirroring)
+    pixels = random_images(5).images
+    images = pixels / np.float32(255)
+    content = write(mirroring, variables)
+    expected = compute_logits(mirroring, variables, pixels)
+    plain = compute_logits(new_network(), variables, pixels)
+    assert np.abs(expected - plain).max() > 0.01 * np.abs(expected).max()
+    np.testing.assert_allclose(run(kind, content, images), expected, rtol=1e-3, atol=1e-4)
+    plainly = write(dataclasses.replace(mirroring, flip=False), variables)
+    np.testing.assert_allclose(run(kind, plainly, images), plain, rtol=1e-3, atol=1e-4)
 
 
-def test_the_stablehlo_file_needs_jax_alone(shared_run, program, tmp_path):
-    _, network, variables, _ = shared_run
-    folder = shutil.copytree(shared_run.folder, tmp_path / "run")
-    code, said, error = program(folder, "--to", "stablehlo")
-    assert (code, error) == (0, "")
-    path = folder / "model.stablehlo"
-    assert said == f"{path}: from images (N, 28, 28, 1) to 10 logits, checked\n"
-    command = [sys.executable, "-c", "import jax.export" + ALONE, path, tmp_path / "logits.npy"]
-    subprocess.run([*map(str, command)], check=True)
-    expected = logits(network, variables, random_input(2, size=28))
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=1e-3, atol=1e-4)
+def test_both_passes_of_a_mirroring_graph_share_the_weights():
+    network, mirroring = new_network(), new_network(flip=True)
+    variables = new_variables(network)
+    once, twice = (
+        onnx.load_from_string(export_onnx(n, variables)).graph for n in (network, mirroring)
+    )
+    names = [{each.name for each in graph.initializer} for graph in (once, twice)]
+    assert names[1] - names[0] == {"start", "end", "axis", "step"}
+    added = [node.op_type for node in twice.node]
+    assert (added.count("Slice"), added.count("Mean")) == (1, 1)
+    assert len(twice.node) == 2 * (len(once.node) - 1) + 3
 
 
-def test_the_onnx_file(shared_run, program, tmp_path):
-    folder, network, variables, _ = shared_run
-    output = tmp_path / "network.onnx"
-    code, said, _ = program(folder, "--to", "onnx", "--output", output)
-    assert code == 0
-    assert said.startswith(f"{output}: from images")
-    assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
-    images = random_input(2, size=28)
-    (found,) = onnxruntime.InferenceSession(output).run(None, {"images": images})
-    np.testing.assert_allclose(found, logits(network, variables, images), rtol=1e-3, atol=1e-4)
+def test_a_program_that_leaves_the_mirror_image_out_is_not_let_through():
+    network = new_network(flip=True)
+    variables = new_variables(network)
+    forward = jax.jit(network.model.apply)
+    with pytest.raises(RuntimeError, match="the exported program's logits differ"):
+        check(network, variables, lambda images: forward(variables, images))
 
 
-def test_a_link_in_the_folder_is_replaced_not_followed(shared_run, program, tmp_path):
-    folder = shutil.copytree(shared_run.folder, tmp_path / "run")
-    (tmp_path / "precious").write_text("precious")
-    (folder / "model.onnx").symlink_to(tmp_path / "precious")
-    assert program(folder, "--to", "onnx")[0] == 0
-    assert (tmp_path / "precious").read_text() == "precious"
-    onnx.load(folder / "model.onnx")
+def test_a_runs_folder_is_exported_in_one_call(shared_run, tmp_path):
+    folder, network, variables, data = shared_run
+    path, found = export(folder, "onnx", tmp_path / "network.onnx")
+    assert path == tmp_path / "network.onnx"
+    assert found.as_json() == network.as_json()
+    expected = compute_logits(network, variables, data.images[:3])
+    images = data.images[:3] / np.float32(255)
+    found = run("onnx", path.read_bytes(), images)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match="unknown format 'tflite': choose from stablehlo, onnx"):
+        export(folder, "tflite")
 
 
-def test_bad_input_is_one_line(shared_run, program, tmp_path, monkeypatch):
-    folder, *_ = shared_run
-    code, said, error = program(tmp_path, "--to", "onnx")
-    assert (code, said) == (2, "")
-    assert "holds no trained network" in error
-    code, said, error = program(folder, "--to", "onnx", "--output", tmp_path / "no" / "file")
-    assert (code, said) == (2, "")
-    assert f"cannot write {tmp_path / 'no' / 'file'}: No such file or directory" in error
+def test_onnx_is_imported_for_an_export_alone():
+    program = (
+        "import sys, resnet_flax.inference; assert not {'onnx', 'onnxruntime'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_is_not_installed_is_named(shared_run, monkeypatch):
     imports = builtins.__import__
 
     def without(name, *arguments, **keywords):

@@ -2,13 +2,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax.machine.runtime import BARRIER_FLAG, YNNPACK_FLAG, configure_runtime
+from resnet_flax.machine.runtime import (
+    BARRIER_FLAG,
+    YNNPACK_FLAG,
+    configure_runtime,
+    device_name,
+)
 
 # jax#39103: a product of small matrices, squared and summed by row.
 CANARY = """
@@ -76,6 +82,21 @@ def test_barriers_are_kept_only_where_nothing_but_the_cpu_computes(monkeypatch):
     monkeypatch.setattr("resnet_flax.machine.runtime.accelerator_expected", lambda: True)
     configure_runtime()
     assert os.environ["XLA_FLAGS"] == YNNPACK_FLAG
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"),
+    [
+        ("cpu", "cpu"),
+        ("gpu", "cuda:3"),  # AMD's too: PyTorch calls them so
+        ("rocm", "cuda:3"),
+        ("tpu", "tpu:3"),
+        ("METAL", "metal:3"),
+    ],
+)
+def test_the_devices_name_is_pytorchs(platform, name, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform, id=3)])
+    assert device_name() == name
 
 
 def test_compiled_programs_are_kept_in_a_private_folder(tmp_path):

@@ -1,6 +1,5 @@
 import pytest
 
-from resnet_flax.nn import summary
 from resnet_flax.nn.resnet import resnet18, resnet50
 from resnet_flax.nn.summary import Row, summarize
 
@@ -30,12 +29,3 @@ def test_every_parameter_is_in_a_row(fields):
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     expected = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert sum(row.parameters for row in summarize(model, 32, 3)) == expected
-
-
-def test_the_command_prints_the_table(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["summary", "--model", "resnet18", "--image-size", "224"])
-    summary.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 9
-    assert lines[3].split() == ["stage", "2", "(28,", "28,", "128)", "525,952", "411,041,792"]
-    assert lines[-1].split() == ["total", "11,178,378", "1,734,890,496"]

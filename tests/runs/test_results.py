@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from resnet_flax.commands.evaluate import evaluate
+from resnet_flax.inference.evaluate import evaluate
 from resnet_flax.runs import results
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.model_card import MARK

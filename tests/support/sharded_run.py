@@ -3,7 +3,6 @@
 ``python -m tests.support.sharded_run RESULT.npz EPOCHS [COORDINATOR PROCESSES ID]``
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import jax
 import numpy as np
 import optax
 
-from resnet_flax.machine.devices import data_mesh, replicate
+from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
-from resnet_flax.machine.processes import join_processes
 from resnet_flax.machine.runtime import configure_runtime
 from resnet_flax.nn.resnet import ResNet
 from resnet_flax.runs.checkpoints import Checkpoints
@@ -28,17 +26,11 @@ from tests.support.small_run import new_job
 def main(result: Path, epochs: int, *others: str) -> None:
     run = result.with_suffix(".run")
     config = TrainConfig(run_dir=run, resume=run.exists())
-    if others:
-        coordinator, processes, number = others
-        config = dataclasses.replace(
-            config,
-            coordinator=coordinator,
-            num_processes=int(processes),
-            process_id=int(number),
-        )
     configure_runtime()
     jax.config.update("jax_enable_x64", True)
-    join_processes(config)
+    if others:
+        coordinator, processes, number = others
+        join_processes(coordinator, int(processes), int(number))
     mesh = data_mesh()
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (150, 8, 8, 1), np.uint8)

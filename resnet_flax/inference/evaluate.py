@@ -1,0 +1,84 @@
+"""How good a trained network is, on the test set of its data or of others."""
+
+from pathlib import Path
+from typing import Any
+
+from resnet_flax.data import FASHION_MNIST_CLASSES, FOLDER, Dataset, load_dataset
+from resnet_flax.errors import InputError
+from resnet_flax.inference.predict import compute_logits
+from resnet_flax.inference.pretrained import LARGEST_IMAGE, Network
+from resnet_flax.inference.scores import Scores, score
+from resnet_flax.weights import from_torch, guess_model, load_safetensors
+
+
+def evaluate(network: Network, variables: Any, data: Dataset) -> Scores:
+    """Scores a network, with its variables, on a test set.
+
+    Raises:
+        InputError: when the network takes other images, or tells other classes apart.
+    """
+    channels, given = network.image_shape[-1], data.images.shape[-1]
+    if given != channels:
+        raise InputError(
+            f"the network takes images of {channels} channels; the test set's have {given}"
+        )
+    count, given = len(network.classes), data.labels.max() + 1
+    if given > count:
+        raise InputError(f"the network tells {count} classes apart; the test set has {given}")
+    return score(compute_logits(network, variables, data.images), data.labels)
+
+
+def load_test_set(
+    network: Network, dataset: str | None = None, data_dir: Path | None = None
+) -> Dataset:
+    """Loads the test set of the data that a network was trained on, or of others.
+
+    Args:
+        network: tells the size of the images, and which of them are for testing.
+        dataset: a name as of `load_dataset`; None for the network's own.
+        data_dir: TFDS' data folder.
+
+    Raises:
+        InputError: when it cannot be loaded, has other classes, or is a folder that only the run
+            names: a stranger's run shall not choose what is read.
+    """
+    if dataset is None and network.dataset.startswith(FOLDER):
+        raise InputError(f"the network was trained on {network.dataset}: name it as the dataset")
+    splits = load_dataset(
+        dataset or network.dataset, data_dir, image_size=network.image_size, seed=network.seed
+    )
+    if splits.classes != network.classes:
+        raise InputError(
+            f"the network tells {len(network.classes)} classes apart, "
+            f"{', '.join(network.classes):.100}; the data set has {len(splits.classes)}, "
+            f"{', '.join(splits.classes):.100}"
+        )
+    return splits.test
+
+
+def read_weights(
+    path: Path, model: str, flavour: str | None = None, image_size: int = 96
+) -> tuple[Network, dict[str, Any]]:
+    """Reads a network of Fashion-MNIST's classes from a file of PyTorch's weights.
+
+    Args:
+        path: a safetensors file in any of `resnet_flax.weights.LAYOUTS`.
+        model: its name in `resnet_flax.nn.resnet.ARCHITECTURES`.
+        flavour: its flavour; by default ``d2l`` if its convolutions have biases.
+        image_size: height and width of the images it was trained with, in pixels.
+
+    Raises:
+        InputError: when the file cannot be read, or is of another network.
+    """
+    if not 1 <= image_size <= LARGEST_IMAGE:
+        raise InputError(f"image_size must be between 1 and {LARGEST_IMAGE}, not {image_size}")
+    state_dict = load_safetensors(path)
+    network = guess_model(model, state_dict, flavour)
+    variables = from_torch(network, state_dict)
+    channels = variables["params"]["conv1"]["kernel"].shape[2]
+    classes = FASHION_MNIST_CLASSES
+    if network.num_classes != len(classes):
+        raise InputError(
+            f"{path} tells {network.num_classes} classes apart; Fashion-MNIST has {len(classes)}"
+        )
+    return Network(network, classes, (28, 28, channels), image_size), variables

@@ -1,0 +1,116 @@
+"""A trained network for programs without this package.
+
+Either file holds the network with its weights, from images, float32 in [0, 1] of shape
+(N, H, W, C), to logits, for any N; where the network's accuracy is that of logits averaged with the
+mirror image's, they are averaged in the file too. It is run and compared with the network before it
+is kept.
+
+* ``model.stablehlo`` is a program of JAX, for CPUs, GPUs and TPUs, without this package or Flax:
+  ``jax.export.deserialize(bytearray(content)).call(images)``.
+* ``model.onnx`` is for ONNX Runtime and other engines, in float32; writing it needs the extra
+  ``onnx``.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from resnet_flax.errors import InputError
+from resnet_flax.inference.pretrained import Network, read_pretrained
+from resnet_flax.machine.files import whole_file
+from resnet_flax.nn.preprocessing import mirrored_logits
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# Largest difference of a logit, as a share of the largest logit.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def export(
+    run: str | os.PathLike[str], to: str, output: str | os.PathLike[str] | None = None
+) -> tuple[Path, Network]:
+    """Writes a trained network into a file.
+
+    Args:
+        run: a run folder, or one as for `from_pretrained`.
+        to: a key of `FORMATS`.
+        output: the file; by default ``model.stablehlo`` or ``model.onnx`` in the folder.
+
+    Returns:
+        The file, and the network that is in it.
+
+    Raises:
+        InputError: when the network cannot be read, or the file not be written.
+    """
+    if to not in FORMATS:
+        raise InputError(f"unknown format {to!r}: choose from {', '.join(FORMATS)}")
+    network, variables = read_pretrained(run)
+    path = Path(output or Path(run) / f"model.{to}")
+    content = FORMATS[to](network, variables)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content)
+    return path, network
+
+
+def export_stablehlo(network: Network, variables: Any) -> bytes:
+    """Serialises a network in evaluation as StableHLO, for `jax.export.deserialize`."""
+    shape = (*jax_export.symbolic_shape("N"), *image_shape(network))
+    program = jax.jit(partial(_classify, network, variables))
+    export_for = jax_export.export(program, platforms=PLATFORMS)
+    content = bytes(export_for(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize())
+    run = jax_export.deserialize(bytearray(content)).call
+    check(network, variables, lambda images: np.asarray(run(images)))
+    return content
+
+
+def export_onnx(network: Network, variables: Any) -> bytes:
+    """Writes a network in evaluation as an ONNX file, in float32, whatever its dtype.
+
+    Raises:
+        InputError: when the extra ``onnx`` is not installed.
+    """
+    try:
+        import onnxruntime
+
+        from resnet_flax.inference.onnx_graph import onnx_model
+    except ImportError as error:
+        raise InputError(
+            f"ONNX needs {error.name}: install it by pip install 'resnet_flax[onnx]'"
+        ) from error
+    content: bytes = onnx_model(network, variables).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    check(network, variables, lambda images: session.run(["logits"], {"images": images})[0])
+    return content
+
+
+FORMATS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
+
+
+def check(network: Network, variables: Any, run: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Holds an exported program against the network, with one image and with three.
+
+    Raises:
+        RuntimeError: when their logits differ.
+    """
+    images = np.random.default_rng(0).random((3, *image_shape(network)), np.float32)
+    expected = np.asarray(jax.jit(partial(_classify, network))(variables, images))
+    for count in (1, 3):
+        difference = np.abs(run(images[:count]) - expected[:count]).max() / np.abs(expected).max()
+        if not difference <= TOLERANCES[jnp.dtype(network.model.dtype).name]:
+            raise RuntimeError(f"the exported program's logits differ by {difference:.1e}")
+
+
+def image_shape(network: Network) -> tuple[int, int, int]:
+    """(H, W, C) of the images that the network itself takes."""
+    return (network.image_size, network.image_size, network.image_shape[-1])
+
+
+def _classify(network: Network, variables: Any, images: jax.Array) -> jax.Array:
+    """The logits that the network's accuracy was measured with."""
+    return mirrored_logits(partial(network.model.apply, variables), images, network.flip)

@@ -1,0 +1,37 @@
+"""A network's scores are those of the evaluation in training; a test set that fits it is found."""
+
+import optax
+import pytest
+
+from resnet_flax.data import Dataset
+from resnet_flax.errors import InputError
+from resnet_flax.inference.evaluate import evaluate, load_test_set
+from resnet_flax.training import step as training
+from resnet_flax.training.step import Images, create_train_state
+from tests.support.finished_run import new_network
+
+
+def test_it_agrees_with_the_evaluation_in_training(shared_run):
+    _, network, variables, data = shared_run
+    placed = Images.place(data.images, data.labels)
+    state = create_train_state(network.model, optax.identity(), placed, 0, variables=variables)
+    expected = training.evaluate(state, placed, batch_size=16, image_size=28, flip=True)
+    scores = evaluate(network, variables, data)
+    assert scores.accuracy == expected.accuracy
+    assert scores.loss == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_other_images_and_other_classes(shared_run):
+    _, network, variables, data = shared_run
+    colours = Dataset(data.images.repeat(3, -1), data.labels)
+    with pytest.raises(InputError, match="takes images of 1 channels; the test set's have 3"):
+        evaluate(network, variables, colours)
+    more = Dataset(data.images, data.labels + 40)
+    with pytest.raises(InputError, match="tells 10 classes apart; the test set has"):
+        evaluate(network, variables, more)
+
+
+def test_a_run_does_not_choose_which_folder_is_read():
+    network = new_network(dataset="folder:/etc")
+    with pytest.raises(InputError, match="trained on folder:/etc: name it as the dataset"):
+        load_test_set(network, None, None)
