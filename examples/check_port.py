@@ -18,7 +18,7 @@ from flax.traverse_util import unflatten_dict
 
 from resnet_flax import configure_runtime
 from resnet_flax.commands.command_line import run_command
-from resnet_flax.compare.compare import Comparison, compare_with_torch
+from resnet_flax.compare import Comparison, compare_with_torch
 
 FAULTS: dict[str, dict[str, Any]] = {
     "padding": {"padding": "SAME"},  # pads one side at stride 2

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from resnet_flax.commands.command_line import OneLineParser
-from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS
+from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS, STEMS
 from resnet_flax.weights import LAYOUTS, convert, guess_model, read_checkpoint, write_checkpoint
 
 
@@ -27,16 +27,12 @@ def main() -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "float16", "bfloat16"], help="(default: that of IN)"
     )
-    parser.add_argument("--stem", choices=["imagenet", "cifar"], default="imagenet")
-    parser.add_argument(
-        "--width-multiplier",
-        type=float,
-        default=1.0,
-        help="2 for wide_resnet50_2 (default: %(default)s)",
-    )
+    parser.add_argument("--stem", choices=STEMS, help="(default: the model's)")
+    parser.add_argument("--width-multiplier", type=float, help="2 for wide_resnet50_2")
     options = parser.parse_args()
     state_dict = read_checkpoint(options.input)
-    fields = {"stem": options.stem, "width_multiplier": options.width_multiplier}
+    given = {"stem": options.stem, "width_multiplier": options.width_multiplier}
+    fields = {name: value for name, value in given.items() if value is not None}
     model = guess_model(options.model, state_dict, options.flavour, **fields)
     converted = convert(model, state_dict, options.to, options.dtype)
     write_checkpoint(options.output, converted)

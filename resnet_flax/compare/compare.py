@@ -1,4 +1,4 @@
-"""Where a Flax network and a PyTorch network part, and why: for our networks and other ports.
+"""Where a Flax network and a PyTorch network part, layer by layer: our networks and other ports.
 
 Both run whole, where differences grow from layer to layer. Then each Flax layer runs *alone*: it
 receives what its PyTorch counterpart received, and what it returns is replaced by what the
@@ -7,7 +7,7 @@ what lies between the layers. PyTorch is not imported here: the module brings it
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from resnet_flax.compare.recording import (
     by_layer,
     run_torch,
 )
-from resnet_flax.errors import InputError
+from resnet_flax.errors import InputError, one_line
 from resnet_flax.weights.keys import match_keys
 
 # Of a layer alone, relative to its largest value. Rounding leaves 1e-15, 1e-6 and 1e-2; an epsilon
@@ -100,30 +100,20 @@ class Comparison:
             f"{'layer':{width}}  absolute  relative   absolute  relative   relative   relative",
         ]
         for row in self.rows:
-            numbers = (
-                *row.output,
-                *(row.gradient or (None, None)),
-                row.alone.relative,
-                row.statistics and row.statistics.relative,
-            )
-            cells = (
-                f"{_number(number):>{size}}"
-                for number, size in zip(numbers, (10, 10, 11, 10, 11, 11), strict=True)
-            )
+            gradient, statistics = row.gradient or (None, None), row.statistics or (None, None)
+            numbers = (*row.output, *gradient, row.alone.relative, statistics[1])
+            sizes = (10, 10, 11, 10, 11, 11)
+            cells = "".join(f"{_number(n):>{s}}" for n, s in zip(numbers, sizes, strict=True))
             mark = " <--" if row.layer == self.first_diverging_layer else ""
-            lines.append(f"{row.layer or 'whole model':{width}}{''.join(cells)}{mark}".rstrip())
+            lines.append(f"{row.layer or 'whole model':{width}}{cells}{mark}".rstrip())
         if not self.findings:
             return "\n".join([*lines, f"No layer diverges by more than {self.tolerance:g}."])
         first, *others = self.findings
-        lines += [
-            f"First diverging layer: {first.layer or 'whole model'}",
-            f"Likely cause: {first.cause}: {first.detail}",
-        ]
+        lines.append(f"First diverging layer: {first.layer or 'whole model'}")
+        lines.append(f"Likely cause: {first.cause}: {first.detail}")
         if others:
-            counts = Counter(finding.cause for finding in others)
-            lines.append(
-                "Further on: " + ", ".join(f"{n} x {cause}" for cause, n in counts.items())
-            )
+            counts = Counter(finding.cause for finding in others).items()
+            lines.append("Further on: " + ", ".join(f"{n} x {cause}" for cause, n in counts))
         return "\n".join(lines)
 
 
@@ -144,12 +134,10 @@ def compare_with_torch(
     compares the running statistics after the batch; take a small one, since the biased and the
     unbiased variance differ by 1 in n. Neither ``variables`` nor ``torch_module`` is changed.
 
-    Example, with a port that has its own names for the layers::
+    Example::
 
         names = {"stem/conv": "conv1", "stem/norm": "bn1", "block_0/conv_a": "layer1.0.conv1"}
-        images = np.random.default_rng(0).random((2, 32, 32, 3), dtype=np.float32)
-        comparison = compare_with_torch(port, variables, torch_network, images, names=names)
-        print(comparison)  # a table, the first diverging layer and the likely cause
+        print(compare_with_torch(port, variables, torch_network, images, names=names))
 
     Args:
         model: any Linen module, called on ``images`` alone but for ``arguments``.
@@ -160,8 +148,8 @@ def compare_with_torch(
             large variance.
         train: the mode of both.
         names: Flax path -> PyTorch name, for layers and blocks that are not named by one of the
-            `LAYOUTS` of `resnet_flax.weights.keys`; it wins over those. What is left out is compared
-            only through the next layer that is not.
+            `resnet_flax.weights.LAYOUTS`; it wins over those. What is left out is compared only
+            through the next layer that is not.
         arguments: keyword arguments of the Flax call; by default ``{"train": train}``.
         tolerance: see `Comparison`; by default 1e-9 for float64, 3e-5 for float32, 5e-3 for
             float16 and 3e-2 for bfloat16.
@@ -182,14 +170,14 @@ def compare_with_torch(
     try:
         calls = network.calls()
     except (FlaxError, TypeError, ValueError) as error:
-        raise InputError(f"the Flax model fails: {' '.join(str(error).split())}") from error
+        raise InputError(f"the Flax model fails: {one_line(error)}") from error
     if "" not in dict(calls):
         raise InputError("the Flax model returns something else than one array")
     theirs = run_torch(torch_module, np.asarray(images), train)
     own = by_layer(variables)
     matched = _match([path for path, _ in calls], own, theirs, names or {})
     layers = {path: theirs[name] for path, name in matched.items()}
-    whole, alone = network.run_whole(layers), network.run_alone(layers)
+    whole, alone = network.run_whole(layers, dict(calls)), network.run_alone(layers)
 
     if tolerance is None:
         tolerance = TOLERANCES[str(whole.outputs[""].dtype)]
@@ -243,20 +231,14 @@ def _row(path: str, name: str, layer: TorchLayer, whole: FlaxRun, alone: LonelyR
     if whole.gradients:
         of_output = _difference(whole.gradients[path], layer.gradient)
         ours = whole.weight_gradients.get(path, {})
-        of_weights = _joint_difference(ours, layer.weight_gradients, ("kernel", "scale", "bias"))
+        of_weights = _joint_difference(ours, layer.weight_gradients)
         gradient = Difference(*map(max, of_output, of_weights))
     after = alone.weights_after.get(path, {})
     if "mean" in after and "mean" in layer.weights_after:
-        parts = [_joint_difference(after, layer.weights_after, (leaf,)) for leaf in ("mean", "var")]
+        parts = [_difference(after[leaf], layer.weights_after[leaf]) for leaf in ("mean", "var")]
         statistics = Difference(*map(max, *parts))
-    return Row(
-        path,
-        name,
-        _difference(whole.outputs[path], layer.output),
-        gradient,
-        _difference(alone.outputs[path], layer.output),
-        statistics,
-    )
+    output, lonely = (_difference(run.outputs[path], layer.output) for run in (whole, alone))
+    return Row(path, name, output, gradient, lonely, statistics)
 
 
 def _difference(found: Any, expected: np.ndarray) -> Difference:
@@ -269,9 +251,9 @@ def _difference(found: Any, expected: np.ndarray) -> Difference:
     return Difference(absolute, absolute / (largest or 1.0))
 
 
-def _joint_difference(found: Weights, expected: Weights, leaves: Iterable[str]) -> Difference:
-    """Of some leaves together: the gradient of a bias before a BN is 0 but for rounding."""
-    both = [leaf for leaf in leaves if leaf in found and leaf in expected]
+def _joint_difference(found: Weights, expected: Weights) -> Difference:
+    """Of all leaves together: the gradient of a bias before a BN is 0 but for rounding."""
+    both = found.keys() & expected.keys()
     if any(found[leaf].shape != expected[leaf].shape for leaf in both):
         return Difference(np.inf, np.inf)
     ours, theirs = (

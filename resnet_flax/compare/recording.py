@@ -1,8 +1,6 @@
 """Runs a PyTorch and a Flax network, and records what each layer receives, returns and learns.
 
-Flax's runs whole, and then layer by layer: each layer receives what its PyTorch counterpart
-received, and what it returns is replaced by what the counterpart returned. PyTorch's recordings
-are in NHWC and float64, weights in Flax's order of axes under Flax's names.
+PyTorch's recordings are in NHWC and float64, weights in Flax's order of axes under Flax's names.
 """
 
 import copy
@@ -18,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from resnet_flax.errors import InputError
+from resnet_flax.errors import InputError, one_line
 from resnet_flax.weights.state_dict import TO_FLAX
 
 # Parameters and running statistics of one layer: kernel, scale, bias, mean, var.
@@ -28,24 +26,14 @@ Around = Callable[[str, Callable[[Any], Any], Any], Any]
 
 
 class TorchLayer(NamedTuple):
-    """What one PyTorch module was, received and did.
+    """What one PyTorch module was, received and did."""
 
-    Attributes:
-        module: tells its settings (``stride``, ``padding``, ``eps``, ...).
-        input: its first argument.
-        output: what it returned.
-        gradient: with respect to the output.
-        weights: its own parameters and running statistics, before the run.
-        weights_after: the same after the run, which updates the statistics.
-        weight_gradients: of its own parameters.
-    """
-
-    module: Any
+    module: Any  # tells its settings (stride, padding, eps, ...)
     input: np.ndarray
     output: np.ndarray
-    gradient: np.ndarray
-    weights: Weights
-    weights_after: Weights
+    gradient: np.ndarray  # with respect to the output
+    weights: Weights  # its own, before the run
+    weights_after: Weights  # the run updates the statistics
     weight_gradients: Weights
 
 
@@ -88,11 +76,11 @@ def run_torch(torch_module: Any, images: np.ndarray, train: bool) -> dict[str, T
     with _without_onednn():
         try:
             output = net(parameter.new_tensor(nchw).requires_grad_())
+        except InputError:
+            raise
         except (RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            message = " ".join(str(error).split())
-            raise InputError(f"the PyTorch module fails on the images: {message}") from error
+            message = f"the PyTorch module fails on the images: {one_line(error)}"
+            raise InputError(message) from error
         if "" not in outputs:
             raise InputError(f"the PyTorch module returns a {type(output).__name__}, not a tensor")
         cotangent = np.random.default_rng(0).standard_normal(output.shape)
@@ -129,32 +117,21 @@ def _without_onednn() -> Iterator[None]:
 class FlaxRun(NamedTuple):
     """What a Flax network's layers did, by path.
 
-    Attributes:
-        outputs: what they returned.
-        gradients: with respect to the outputs; empty where the network's output has not the shape
-            of PyTorch's.
-        weight_gradients: of the parameters.
+    There are no gradients where the network's output has not the shape of PyTorch's.
     """
 
     outputs: dict[str, jax.Array]
-    gradients: dict[str, jax.Array]
+    gradients: dict[str, jax.Array]  # with respect to the outputs
     weight_gradients: dict[str, Weights]
 
 
 class LonelyRun(NamedTuple):
-    """What Flax's layers did with PyTorch's inputs, by path.
+    """What Flax's layers did with PyTorch's inputs, by path."""
 
-    Attributes:
-        inputs: what Flax would have given them, made of PyTorch's outputs.
-        outputs: what they made of PyTorch's inputs.
-        weights_after: parameters and running statistics after the run.
-        events: (path, "input" or "output") in the order of execution.
-    """
-
-    inputs: dict[str, jax.Array]
+    inputs: dict[str, jax.Array]  # what Flax would have given them, made of PyTorch's outputs
     outputs: dict[str, jax.Array]
     weights_after: dict[str, Weights]
-    events: list[tuple[str, str]]
+    events: list[tuple[str, str]]  # (path, "input" or "output") in the order of execution
 
 
 @dataclass
@@ -199,8 +176,13 @@ class FlaxNetwork:
         jax.eval_shape(lambda params: self.apply(params, note), self.variables["params"])
         return calls
 
-    def run_whole(self, layers: Mapping[str, TorchLayer]) -> FlaxRun:
-        """Runs forward, and backward from PyTorch's gradient of the output."""
+    def run_whole(self, layers: Mapping[str, TorchLayer], shapes: Mapping[str, Any]) -> FlaxRun:
+        """Runs forward, and backward from PyTorch's gradient of the output.
+
+        Args:
+            layers: PyTorch's, by Flax's paths.
+            shapes: of Flax's outputs, by path.
+        """
 
         def forward(params: Any, zeros: Any) -> tuple[Any, Any]:
             outputs = {}
@@ -214,7 +196,6 @@ class FlaxNetwork:
 
             return self.apply(params, note)[0], outputs
 
-        shapes = dict(self.calls())
         zeros = {path: jnp.zeros_like(shapes[path]) for path in layers}
         output, pull, outputs = jax.vjp(forward, self.variables["params"], zeros, has_aux=True)
         if output.shape != layers[""].output.shape:
@@ -227,15 +208,13 @@ class FlaxNetwork:
         run = LonelyRun({}, {}, {}, [])
 
         def isolate(path: str, call: Any, x: Any) -> Any:
-            if path not in layers:
-                y = call(x)
-                run.events.append((path, "output"))
-                return y
-            run.inputs[path] = x
-            run.events.append((path, "input"))
-            run.outputs[path] = y = call(_replaced(x, layers[path].input))
+            if known := layers.get(path):
+                run.inputs[path] = x
+                run.events.append((path, "input"))
+                x = _replaced(x, known.input)
+            run.outputs[path] = y = call(x)
             run.events.append((path, "output"))
-            return _replaced(y, layers[path].output)
+            return _replaced(y, known.output) if known else y
 
         _, state = self.apply(self.variables["params"], isolate)
         return run._replace(weights_after=by_layer(state))

@@ -31,17 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 class Matched(NamedTuple):
-    """A state dict beside a network.
+    """A state dict beside a network."""
 
-    Attributes:
-        tensors: the state dict, of values with shape and dtype.
-        expected: shape and dtype of each of the network's leaves.
-        keys: the key of each of them, and of a dense layer.
-    """
-
-    tensors: dict[str, Any]
-    expected: dict[Leaf, jax.ShapeDtypeStruct]
-    keys: dict[Leaf, str]
+    tensors: dict[str, Any]  # the state dict, of values with shape and dtype
+    expected: dict[Leaf, jax.ShapeDtypeStruct]  # the network's leaves
+    keys: dict[Leaf, str]  # of each of them, and of a dense layer
 
 
 def match(model: Any, state_dict: Mapping[str, Any], in_channels: int) -> Matched:
@@ -99,39 +93,37 @@ def from_torch(
     if not isinstance(state_dict, Matched):
         state_dict = match(model, state_dict, in_channels or 1)
     given, expected, keys = dict(state_dict.tensors), state_dict.expected, state_dict.keys
-    head: dict[Leaf, Any] = {}
     if new_head is not None or drop_head:
         left = [keys[leaf] for leaf in HEAD if given.pop(keys[leaf], None) is not None]
         logger.info("dense layer: left behind %s", ", ".join(left) or "nothing")
     if new_head is not None:
-        head = _draw_head(model, new_head, expected)
+        # As PyTorch would have it: turned, like every kernel.
+        drawn = _draw_head(model, new_head, expected).items()
+        given |= {keys[leaf]: np.asarray(value).T for leaf, value in drawn}
         logger.info("dense layer: drawn anew for %d classes", model.num_classes)
-    wanted = {leaf: spec for leaf, spec in expected.items() if leaf not in head}
 
-    stem = _stem(wanted)
+    stem = _stem(expected)
     shapes = {
         keys[leaf]: tuple(spec.shape[axis] for axis in TO_TORCH[len(spec.shape)])
-        for leaf, spec in wanted.items()
+        for leaf, spec in expected.items()
     }
     if adapt_stem or in_channels is None:
         # How many channels the checkpoint's images have is for the checkpoint to say.
         channels = _channels(given.get(keys[stem]), axis=1)
         shapes[keys[stem]] = (shapes[keys[stem]][0], channels, *shapes[keys[stem]][2:])
-    counters = {_counter(keys[leaf]) for leaf in wanted if leaf[-1] == "mean"} & given.keys()
+    counters = {_counter(keys[leaf]) for leaf in expected if leaf[-1] == "mean"} & given.keys()
     _check("the state dict", shapes | dict.fromkeys(counters, ()), given)
     if seen := {int(_as_numpy(key, given[key])) for key in counters} - {0}:
         logger.debug("num_batches_tracked: left behind, %s", ", ".join(map(str, sorted(seen))))
 
     leaves = {}
-    for leaf, spec in wanted.items():
+    for leaf, spec in expected.items():
         array = _as_numpy(keys[leaf], given[keys[leaf]])
         target = array.dtype if dtype == "keep" else np.dtype(dtype or spec.dtype)
         array = array.transpose(TO_FLAX[array.ndim])
         if leaf == stem and adapt_stem:
             array = _adapt_stem(array, adapt_stem, in_channels)
         leaves[leaf] = _new_array(array, target)
-    for leaf, value in head.items():
-        leaves[leaf] = _new_array(value, value.dtype if dtype in (None, "keep") else dtype)
     return unflatten_dict(leaves)
 
 

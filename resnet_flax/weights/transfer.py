@@ -60,7 +60,7 @@ def start_from(
     if stem is not None and biased != model.use_bias:
         raise InputError(
             f"{path} is of another flavour: its convolutions have "
-            f"{'biases' if biased else 'no biases'}; choose flavour and recipe to fit"
+            f"{'biases' if biased else 'no biases'}; choose `flavour` to fit"
         )
     adapted: Literal["sum", "replicate"] | None = None
     if stem is not None and stem.ndim == 4 and stem.shape[1] != channels:

@@ -13,7 +13,8 @@ import torch
 from resnet_flax import build_model
 from resnet_flax.commands.convert import main
 from resnet_flax.errors import InputError
-from resnet_flax.weights import from_torch, load_safetensors
+from resnet_flax.weights import from_torch, load_safetensors, save_safetensors, to_torch
+from tests.support.state_dicts import random_variables
 from tests.support.torch_reference import TorchvisionResNet, d2l_resnet18, randomise_norms
 
 
@@ -63,6 +64,17 @@ def test_the_summary_and_the_flavour(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"{target}: 122 tensors, torchvision's keys\n"
     model = build_model("resnet18", "torchvision", num_classes=1000)
     from_torch(model, load_safetensors(target))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet14"])
+def test_the_recipes_networks_convert(name: str, tmp_path: Path) -> None:
+    model = build_model(name)
+    source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    tensors = to_torch(model, random_variables(model))
+    save_safetensors(source, tensors)
+    run(source, target, "--model", name, "--to", "torchvision")
+    found = load_safetensors(target)
+    assert all(np.array_equal(found[key], value) for key, value in tensors.items())
 
 
 def test_dtypes_are_kept_or_changed(net: Any, checkpoint: Path, tmp_path: Path) -> None:

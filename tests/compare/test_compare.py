@@ -12,7 +12,7 @@ import torch
 from flax import linen as nn
 
 from resnet_flax import Bottleneck, Residual, ResNet, Stage
-from resnet_flax.compare.compare import Comparison, compare_with_torch
+from resnet_flax.compare import Comparison, compare_with_torch
 from resnet_flax.errors import InputError
 from resnet_flax.nn.layers import BatchNorm, Conv
 from resnet_flax.weights.state_dict import TO_FLAX, from_torch

@@ -6,6 +6,7 @@ numbers may differ as float32 does between machines.
 
 import contextlib
 import io
+import logging
 import math
 import re
 from pathlib import Path
@@ -53,6 +54,17 @@ def run_page(page: Path, *, foreign: bool = False) -> dict[str, Any]:
         foreign: run also those that need timm or transformers.
     """
     namespace: dict[str, Any] = {"__name__": page.stem}
+    logger = logging.getLogger("resnet_flax")  # a page may show what is logged
+    level, handlers = logger.level, [*logger.handlers]
+    try:
+        _run_snippets(page, namespace, foreign)
+    finally:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    return namespace
+
+
+def _run_snippets(page: Path, namespace: dict[str, Any], foreign: bool) -> None:
     for snippet in snippets(page):
         if snippet.foreign and not foreign:
             continue
@@ -64,7 +76,6 @@ def run_page(page: Path, *, foreign: bool = False) -> dict[str, Any]:
             where = f"{page.name}, line {snippet.line}"
             assert same(snippet.shown, printed.getvalue()), f"{where}:\n{printed.getvalue()}"
         print(printed.getvalue(), end="")
-    return namespace
 
 
 def same(shown: str, printed: str) -> bool:

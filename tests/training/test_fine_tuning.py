@@ -128,7 +128,9 @@ def test_a_frozen_run_can_be_saved_and_resumed(tmp_path):
 
 
 def test_more_parts_than_there_are():
-    with pytest.raises(InputError, match="`freeze_stages` must be at most 3, the stem and 2 stages"):
+    with pytest.raises(
+        InputError, match="`freeze_stages` must be at most 3, the stem and 2 stages"
+    ):
         new_state(network(frozen_stages=4))
 
 

@@ -124,12 +124,11 @@ def test_the_wrong_flavour_is_told(coloured):
     with pytest.raises(InputError) as error:
         start(path, network(**TORCHVISION), channels=3)
     assert str(error.value) == (
-        f"{path} is of another flavour: its convolutions have biases; "
-        "choose flavour and recipe to fit"
+        f"{path} is of another flavour: its convolutions have biases; choose `flavour` to fit"
     )
     other = network(**TORCHVISION)
     save_safetensors(path, to_torch(other, random_variables(other)))
-    with pytest.raises(InputError, match="its convolutions have no biases; choose flavour"):
+    with pytest.raises(InputError, match="its convolutions have no biases; choose `flavour`"):
         start(path, network())
 
 
