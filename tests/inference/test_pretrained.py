@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 from resnet_flax import ARCHITECTURES, FLAVOURS, build_model
 from resnet_flax.errors import InputError
 from resnet_flax.inference.pretrained import Network, from_pretrained, read_pretrained
-from resnet_flax.runs.run_folder import open_run
 from resnet_flax.runs.config import TrainConfig
+from resnet_flax.runs.run_folder import open_run
 from resnet_flax.training.recipes import RECIPES
 from tests.support.finished_run import MODEL, new_network, write_pretrained
 
