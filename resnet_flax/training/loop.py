@@ -72,12 +72,9 @@ def fit(
         state: donated.
         position: where the run is.
         progress: told of each step.
-        save: keeps what was reached within an epoch.
-        epoch_ended: keeps what was reached after an epoch and its evaluation.
+        save: called to keep what was reached within an epoch.
+        epoch_ended: called to keep what was reached after an epoch and its evaluation.
         interruption: read after each step.
-
-    Returns:
-        The last state and position.
 
     Raises:
         TrainingError: when the loss is no longer finite; what was saved stays.
@@ -138,20 +135,9 @@ def train_epoch(
     save: Event,
     interruption: Interruption,
 ) -> tuple[TrainState, Position]:
-    """The rest of an epoch's steps.
+    """The rest of an epoch's steps, by the compiled `resnet_flax.training.train_steps`.
 
-    Args:
-        job: data and batches.
-        state: donated to the first step.
-        position: where the epoch begins, or goes on.
-        run_steps: `resnet_flax.training.train_steps`, compiled.
-        on_step: called with the number of finished steps and their sums.
-        save: called from time to time.
-        interruption: read after each step.
-
-    Raises:
-        TrainingError: when the loss is no longer finite.
-        Interrupted: when the run was asked to stop.
+    ``on_step`` is called with the number of finished steps and their sums; the rest is as in `fit`.
     """
     batches = job.batches(position.epoch)
     metrics = replicate(position.metrics, job.mesh)
@@ -188,14 +174,7 @@ def train_epoch(
 
 
 def stack_batches(batches: list[np.ndarray]) -> list[np.ndarray]:
-    """Puts steps that run in one call together.
-
-    Args:
-        batches: (B,) each, all of one length but the last.
-
-    Returns:
-        (S, B) each, in the same order.
-    """
+    """Puts steps that run in one call together: from (B,) each to (S, B), in the same order."""
     most = STEPS_AT_ONCE.get(jax.default_backend(), STEPS_AT_ONCE_ON_ACCELERATORS)
     stacks = []
     while batches:
@@ -208,11 +187,7 @@ def stack_batches(batches: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def check_finite(metrics: Metrics, epoch: int, steps: int) -> None:
-    """Waits for the sums, and makes sure that they are numbers.
-
-    Raises:
-        TrainingError: when the loss is infinite or not a number.
-    """
+    """Waits for the sums, and raises `TrainingError` where the loss is infinite or no number."""
     if not math.isfinite(metrics.loss):
         raise TrainingError(
             f"the loss is {metrics.loss} in epoch {epoch}, step {steps}: "
@@ -223,11 +198,7 @@ def check_finite(metrics: Metrics, epoch: int, steps: int) -> None:
 def stop_if_asked(
     state: TrainState, position: Position, save: Event, interruption: Interruption
 ) -> None:
-    """Saves and stops, if a signal came.
-
-    Raises:
-        Interrupted: if so.
-    """
+    """Saves and raises `Interrupted`, if a signal came to any process."""
     signum = interruption.requested
     if any_process(signum is not None):
         save(state, position)
@@ -237,11 +208,6 @@ def stop_if_asked(
 
 def check_batches(batches: list[np.ndarray], image_size: int, total_stride: int) -> None:
     """Makes sure that the smallest batch can be normalised in the network's last stage.
-
-    Args:
-        batches: index arrays.
-        image_size: height and width of the images, in pixels.
-        total_stride: of the network.
 
     Raises:
         InputError: when that stage would hold a single value per channel.

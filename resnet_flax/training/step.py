@@ -182,7 +182,7 @@ def train_steps(
     """Several calls of `train_step` as one program, so that the host need not start each.
 
     Args:
-        state: the training's.
+        state: as in `train_step`.
         metrics: the sums so far.
         data: the whole training set, on the device.
         batches: int32 (S, B), the samples of each step.
@@ -212,7 +212,7 @@ def eval_step(
     """Adds a batch of the test set to the sums, normalised by the running statistics.
 
     Args:
-        state: the parameters and running statistics to evaluate.
+        state: what to evaluate.
         metrics: the sums so far.
         images: uint8 (B, H, W, C).
         labels: integers (B,).
