@@ -52,7 +52,8 @@ def resnet_flax(options: argparse.Namespace, data: Dataset) -> Contender:
 
     def evaluate(indices: np.ndarray) -> int:
         weights = np.ones(len(indices), np.float32)
-        metrics = eval_step(state, Metrics.empty(), placed, indices, weights, image_size=size)
+        images, labels = placed.images[indices], placed.labels[indices]
+        metrics = eval_step(state, Metrics.empty(), images, labels, weights, image_size=size)
         return int(metrics.correct)
 
     return train, evaluate
@@ -66,10 +67,10 @@ def plain_flax(options: argparse.Namespace, data: Dataset) -> Contender:
 
     from benchmarks.plain_flax import PlainResNet
     from resnet_flax.nn.preprocessing import prepare_images
-    from resnet_flax.nn.resnet import ARCHITECTURES
+    from resnet_flax.nn.resnet import build_model
 
-    block, stage_sizes = ARCHITECTURES[options.model]
-    model = PlainResNet(stage_sizes, block.__name__ == "Bottleneck")
+    ours = build_model(options.model)
+    model = PlainResNet(ours.stage_sizes, ours.block.__name__ == "Bottleneck")
     images, labels = jax.device_put((data.images, data.labels))
     shape = (1, options.image_size, options.image_size, 1)
     variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), jnp.zeros(shape), True)
@@ -113,16 +114,16 @@ def pytorch(options: argparse.Namespace, data: Dataset) -> Contender:
     import torch
     from PIL import Image
 
-    from resnet_flax.nn.resnet import ARCHITECTURES
+    from resnet_flax.nn.resnet import build_model
     from tests.support.torch_reference import TorchvisionResNet, d2l_init
 
-    block, stage_sizes = ARCHITECTURES[options.model]
+    ours = build_model(options.model)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    bottleneck = block.__name__ == "Bottleneck"
+    bottleneck = ours.block.__name__ == "Bottleneck"
     fields: Any = {"bottleneck": bottleneck, "bias": True, "norm_shortcut": False}
-    network: Any = d2l_init(TorchvisionResNet(stage_sizes, 1, 10, **fields))
+    network: Any = d2l_init(TorchvisionResNet(ours.stage_sizes, 1, 10, **fields))
     network = network.to(device=device, memory_format=layout)
     if options.torch_compile:
         network = torch.compile(network)

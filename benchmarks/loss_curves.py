@@ -39,7 +39,13 @@ def train_both(
 
     ours, theirs = [], []
     for step, batch in enumerate(batches, start=1):
-        state, metrics = train_step(state, Metrics.empty(), images, batch, image_size=image_size)
+        state, metrics = train_step(
+            state,
+            Metrics.empty(),
+            images.images[batch],
+            images.labels[batch],
+            image_size=image_size,
+        )
         ours.append(metrics.loss)
 
         pixels = np.asarray(prepare_images(images.images[batch], image_size))

@@ -33,17 +33,17 @@ def train(train_examples: int, test_examples: int, batch_size: int, image_size: 
     """One epoch on the first images, with the book's optimiser, and the two lines it ends with."""
     train_data, test_data = load_fashion_mnist()
     train_data, test_data = train_data.take(train_examples), test_data.take(test_examples)
-    train_set = Images.place(train_data.images, train_data.labels)
     test_set = Images.place(test_data.images, test_data.labels)
 
     recipe = RECIPES["d2l"]
     batches = shuffled_batches(len(train_data), batch_size, seed=0, epoch=1)
     optimizer = build_optimizer(recipe, recipe.learning_rate, steps=len(batches))
-    state = create_train_state(resnet18(), optimizer, train_set, seed=0)
+    state = create_train_state(resnet18(), optimizer, (train_data.images, train_data.labels))
     metrics = Metrics.empty()
     started = time.perf_counter()
     for batch in batches:
-        state, metrics = train_step(state, metrics, train_set, batch, image_size=image_size)
+        images, labels = train_data.images[batch], train_data.labels[batch]
+        state, metrics = train_step(state, metrics, images, labels, image_size=image_size)
     loss = metrics.loss  # waits for the device
     seconds = time.perf_counter() - started
     tested = evaluate(state, test_set, batch_size=batch_size, image_size=image_size)

@@ -23,24 +23,28 @@ from resnet_flax.machine.runtime import keep_compiled_programs
 from resnet_flax.nn.preprocessing import prepare_images
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.recipes import RECIPES, build_optimizer
-from resnet_flax.training.step import Images, TrainState, create_train_state, train_step
+from resnet_flax.training.step import TrainState, create_train_state, train_step
 
 RECIPE = RECIPES["fast"]
 
 
 def train_network(data: Dataset, epochs: int) -> tuple[ResNet, TrainState, TrainState]:
     """The network, its state before training, and after."""
-    model = build_model("resnet18", **RECIPE.model_fields)
-    images = Images.place(data.images, data.labels)
+    model = build_model(RECIPE.model, RECIPE.flavour)
     epoch_batches = partial(shuffled_batches, len(data), RECIPE.batch_size, seed=0)
     batches = [batch for epoch in range(1, epochs + 1) for batch in epoch_batches(epoch=epoch)]
     optimizer = build_optimizer(RECIPE, RECIPE.learning_rate, steps=len(batches))
-    state = create_train_state(model, optimizer, images, seed=0, recipe=RECIPE)
+    state = create_train_state(model, optimizer, (data.images, data.labels), average=True)
     untrained = jax.tree.map(jnp.copy, state)  # `train_step` takes the state's memory
     metrics = Metrics.empty()
     for batch in batches:
         state, metrics = train_step(
-            state, metrics, images, batch, image_size=RECIPE.image_size, recipe=RECIPE
+            state,
+            metrics,
+            data.images[batch],
+            data.labels[batch],
+            image_size=RECIPE.image_size,
+            **RECIPE.step_options(),
         )
     print(f"trained on {len(data)} images: loss {metrics.loss:.3f}, acc {metrics.accuracy:.3f}")
     return model, untrained, state

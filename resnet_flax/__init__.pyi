@@ -30,6 +30,9 @@ from .nn.resnet import (
 from .nn.resnet import (
     resnet152 as resnet152,
 )
+from .runs.config import TrainConfig as TrainConfig
+from .runs.train import Run as Run
+from .runs.train import train as train
 from .training.metrics import Metrics as Metrics
 from .training.step import (
     Images as Images,

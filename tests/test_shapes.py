@@ -105,14 +105,15 @@ def test_the_steps():
     data = training.Images.place(np.zeros(PIXELS.shape, np.uint8), np.arange(4, dtype=np.int32))
     model = ResNet((1,), channels=4)
     state = jax.eval_shape(
-        lambda: training.create_train_state(model, optax.sgd(0.1), data, 0, FAST)
+        lambda: training.create_train_state(model, optax.sgd(0.1), data, average=True)
     )
     metrics = jax.eval_shape(Metrics.empty)
-    options = {"image_size": 8, "recipe": FAST}
-    traced(training.train_step, state, metrics, data, integers(2), **options)
+    options = {"image_size": 8, **FAST.step_options()}
+    images, labels = integers(2, 6, 6, 3, dtype=jnp.uint8), integers(2)
+    traced(training.train_step, state, metrics, images, labels, **options)
     traced(training.train_steps, state, metrics, data, integers(1, 2), **options)
-    traced(training.eval_step, state, metrics, data, integers(2), floats(2), image_size=8)
+    traced(training.eval_step, state, metrics, images, labels, floats(2), image_size=8)
     with pytest.raises(TypeCheckError):
-        traced(training.train_step, state, metrics, data, integers(1, 2), **options)
+        traced(training.train_step, state, metrics, images, integers(1, 2), **options)
     with pytest.raises(TypeCheckError):
-        traced(training.eval_step, state, metrics, data, integers(2), floats(3), image_size=8)
+        traced(training.eval_step, state, metrics, images, labels, floats(3), image_size=8)

@@ -15,14 +15,12 @@ parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 given.check_built(parameters)
 
 # --- Task 2: train a step.
-import numpy as np
 import optax
 
-from resnet_flax import Images, Metrics, create_train_state, train_step
+from resnet_flax import Metrics, create_train_state, train_step
 
-data = Images.place(grey_bytes, labels)
-state = create_train_state(model, optax.sgd(0.05), data, seed=0)
-state, metrics = train_step(state, Metrics.empty(), data, np.arange(8), image_size=64)
+state = create_train_state(model, optax.sgd(0.05), (grey_bytes, labels))
+state, metrics = train_step(state, Metrics.empty(), grey_bytes, labels, image_size=64)
 # --- Check.
 mean_before = variables["batch_stats"]["bn1"]["mean"]
 given.check_step(metrics.loss, mean_before, state.batch_stats["bn1"]["mean"])
@@ -47,11 +45,11 @@ from resnet_flax.training.recipes import freeze
 
 model = resnet18("torchvision", num_classes=10, frozen_stages=5)
 variables = from_torch(model, load_safetensors(WEIGHTS), new_head=0)
-data, optimizer = Images.place(colour_bytes, labels), freeze(optax.adam(1e-2), model)
-state = create_train_state(model, optimizer, data, seed=0, variables=variables)
+data, optimizer = (colour_bytes, labels), freeze(optax.adam(1e-2), model)
+state = create_train_state(model, optimizer, data, variables=variables)
 losses = []
 for _ in range(5):
-    state, metrics = train_step(state, Metrics.empty(), data, np.arange(8), image_size=64)
+    state, metrics = train_step(state, Metrics.empty(), *data, image_size=64)
     losses.append(metrics.loss)
 # --- Check.
 trunks = [{**v, "params": {**v["params"], "fc": {}}} for v in (loaded, state.variables)]

@@ -1,8 +1,13 @@
-"""Flags from a configuration's fields, and errors as one line with the right exit code."""
+"""Flags from a configuration's fields, the log, and errors as one line with the right exit code.
+
+The library speaks of fields, as in `batch_size`; here they become flags, as in --batch-size.
+"""
 
 import argparse
 import dataclasses
 import difflib
+import logging
+import re
 import shlex
 import signal
 import sys
@@ -12,12 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.machine.interruption import Interrupted
-from resnet_flax.runs.config import TrainConfig, flag
+from resnet_flax.runs.config import TrainConfig
 from resnet_flax.training.recipes import RECIPES
 
 BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128
+FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -42,7 +50,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
-    """Reads a `TrainConfig` from the command line; the recipe fills in what no flag sets.
+    """Reads a `TrainConfig` from the command line.
 
     Raises:
         InputError: when a value is out of range.
@@ -59,8 +67,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
         if hints[field.name] is bool:
             parser.add_argument(flag(field.name), action="store_true", help=text)
             continue
-        if field.default is not None:
-            text += f" (default: {field.default})"
+        default = RECIPES[TrainConfig.recipe].defaults().get(field.name, field.default)
+        if default is not None:
+            text += f" (default: {default})"
         kind = _plain_type(hints[field.name])
         metavar = None if "choices" in field.metadata else kind.__name__.upper()
         parser.add_argument(
@@ -70,13 +79,34 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
             metavar=metavar,
             help=text,
         )
-    given = vars(parser.parse_args(arguments))
-    recipe = RECIPES[given.get("recipe", TrainConfig.recipe)]
-    return TrainConfig(**{**recipe.flags(), **given})
+    return TrainConfig(**vars(parser.parse_args(arguments)))
+
+
+def flag(name: str) -> str:
+    """The flag of a field: ``batch_size`` -> ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def with_flags(text: str) -> str:
+    """Replaces what names a field of `TrainConfig`, in backticks, by its flag."""
+    return re.sub(rf"`({'|'.join(FIELDS)})`", lambda match: flag(match[1]), text)
+
+
+class TerminalHandler(logging.Handler):
+    """Prints what the library logs, a line each, above the progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record."""
+        if sys.stderr is not None:
+            tqdm.write(with_flags(record.getMessage()), file=sys.stderr)
 
 
 def run_command(command: Callable[[], None]) -> int:
     """Runs a program's body; returns its exit code, with errors printed as one line on stderr."""
+    logger, handler = logging.getLogger("resnet_flax"), TerminalHandler()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False  # Abseil's handler would say it again
     try:
         command()
     except InputError as error:
@@ -95,11 +125,16 @@ def run_command(command: Callable[[], None]) -> int:
         )
     except KeyboardInterrupt:
         return _report("interrupted", SIGNALLED + signal.SIGINT)
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
     return 0
 
 
 def _report(message: str, code: int) -> int:
-    print(Path(sys.argv[0]).name + ":", *message.split(), file=sys.stderr)  # on one line
+    print(
+        Path(sys.argv[0]).name + ":", *with_flags(message).split(), file=sys.stderr
+    )  # on one line
     return code
 
 

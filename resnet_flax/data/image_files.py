@@ -183,7 +183,7 @@ def _plain(image: Image.Image) -> Image.Image:
     What is transparent becomes black or white, whichever the thing stands out from.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip; of colours it drops as many
+    if image.mode.startswith("I"):  # 16 bits: the upper 8, as Pillow takes of colours
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if not image.has_transparency_data:
         return image

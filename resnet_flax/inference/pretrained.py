@@ -5,7 +5,6 @@ come from a stranger: both files are checked before memory is taken for what the
 comes from them, and no link leads out of the folder.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -14,14 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import jax.numpy as jnp
-
 from resnet_flax.data import FITS
 from resnet_flax.errors import InputError, reason
 from resnet_flax.machine.files import inside
-from resnet_flax.nn.blocks import Block, Bottleneck, Residual
-from resnet_flax.nn.resnet import STEMS, ResNet
-from resnet_flax.runs.config import DTYPES
+from resnet_flax.nn.resnet import ResNet, describe_model, model_from_description
 from resnet_flax.weights import (
     from_torch,
     load_safetensors,
@@ -33,30 +28,9 @@ from resnet_flax.weights import (
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST_CONFIG = LARGEST_HEADER = 1_000_000  # bytes
 BYTES_OF_FLOAT64 = 8
-BLOCKS: dict[str, type[Block]] = {block.__name__: block for block in (Residual, Bottleneck)}
-MOST_STAGES, MOST_BLOCKS = 6, 200  # ResNet-152 has 4 and 50
 MOST_CLASSES, LONGEST_NAME, LONGEST_PATH = 10_000, 100, 1000
 LARGEST_IMAGE = 1024  # pixels, as --image-size
-CHOICES = {"block": tuple(BLOCKS), "stem": tuple(STEMS), "dtype": DTYPES, "fit": FITS}
-RANGES = {
-    "channels": (1, 4096),
-    "width_multiplier": (0.01, 100.0),
-    "dropout_rate": (0.0, 1.0),
-    "stochastic_depth_rate": (0.0, 1.0),
-    "momentum": (0.0, 1.0),
-    "epsilon": (0.0, 1.0),
-    "image_size": (1, LARGEST_IMAGE),
-    "seed": (0, 2**32 - 1),
-}
-SWITCHES = (
-    "use_bias",
-    "norm_shortcut",
-    "stride_first",
-    "preactivation",
-    "zero_init_residual",
-    "flip",
-    "dark_background",
-)
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -87,12 +61,8 @@ class Network:
 
     def as_json(self) -> dict[str, Any]:
         """Everything that rebuilds it, for a JSON file; initialisers do not matter any more."""
-        fields = {field.name: getattr(self.model, field.name) for field in _model_fields()}
         return {
-            **fields,
-            "block": self.model.block.__name__,
-            "stage_sizes": list(self.model.stage_sizes),
-            "dtype": jnp.dtype(self.model.dtype).name,
+            **describe_model(self.model),
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
             "image_size": self.image_size,
@@ -113,27 +83,23 @@ class Network:
         if not isinstance(content, Mapping):
             raise ValueError('it has no table "network", as train.py writes it')
         content = {"fit": "pad", **content}  # which version 0.1.0 did, and did not write
-        for name, choices in CHOICES.items():
-            _require(content.get(name) in [*choices], content, name)
-        for name, (low, high) in RANGES.items():
+        _require(content["fit"] in [*FITS], content, "fit")
+        for name, low, high in (("image_size", 1, LARGEST_IMAGE), ("seed", 0, LARGEST_SEED)):
             value: Any = content.get(name)
-            kinds = (int,) if isinstance(low, int) else (int, float)
-            _require(type(value) in kinds and low <= value <= high, content, name)
-        for name in SWITCHES:
+            _require(type(value) is int and low <= value <= high, content, name)
+        for name in ("flip", "dark_background"):
             _require(type(content.get(name)) is bool, content, name)
-        sizes = _integers(content, "stage_sizes", MOST_BLOCKS)
-        _require(len(sizes) <= MOST_STAGES and sum(sizes) <= MOST_BLOCKS, content, "stage_sizes")
-        shape = _integers(content, "image_shape", LARGEST_IMAGE)
-        _require(len(shape) == 3, content, "image_shape")
+        shape: Any = content.get("image_shape")
+        _require(isinstance(shape, list) and len(shape) == 3, content, "image_shape")
+        sides = (type(side) is int and 1 <= side <= LARGEST_IMAGE for side in shape)
+        _require(all(sides), content, "image_shape")
         classes: Any = content.get("classes")
         _require(isinstance(classes, list), content, "classes")
         _require(1 <= len(classes) <= MOST_CLASSES, content, "classes")
         _require(_printable(content.get("dataset"), LONGEST_PATH), content, "dataset")
         _require(all(_printable(name, LONGEST_NAME) for name in classes), content, "classes")
-        fields = {field.name: content[field.name] for field in _model_fields()}
-        fields |= {"block": BLOCKS[content["block"]], "stage_sizes": sizes}
         return cls(
-            model=ResNet(**fields, num_classes=len(classes)),
+            model=model_from_description(content, len(classes)),
             classes=tuple(classes),
             image_shape=(shape[0], shape[1], shape[2]),
             image_size=content["image_size"],
@@ -224,19 +190,6 @@ def _inside(folder: Path, name: str) -> Path:
     if not real.is_file():
         raise InputError(f"{path} is not a file")
     return real
-
-
-def _model_fields() -> list[dataclasses.Field[Any]]:
-    """Those of the network that a JSON file carries under their own names."""
-    known = {*CHOICES, *RANGES, *SWITCHES, "stage_sizes"}
-    return [field for field in dataclasses.fields(ResNet) if field.name in known]
-
-
-def _integers(content: Mapping[str, Any], name: str, most: int) -> tuple[int, ...]:
-    values: Any = content.get(name)
-    _require(isinstance(values, list) and 1 <= len(values) <= most, content, name)
-    _require(all(type(value) is int and 1 <= value <= most for value in values), content, name)
-    return tuple(values)
 
 
 def _printable(text: Any, most: int) -> bool:

@@ -2,13 +2,15 @@
 
 Submodules carry the names of torchvision's keys (``conv1``, ``layer1/0/bn2``, ``fc``), so that
 weights convert by rule. What distinguishes D2L's network from torchvision's is data (`FLAVOURS`),
-and so is the depth (`ARCHITECTURES`).
+and so is the depth (`ARCHITECTURES`). What a field may be, and whether a saved network tells it,
+stands at the field.
 
 Sources: D2L, section "Residual Networks (ResNet)"; He et al., 2015 (arXiv:1512.03385).
 """
 
+import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +39,24 @@ from resnet_flax.nn.preprocessing import check_shape
 LARGEST_SCALED = 25.0
 STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "small": (3, 1, True)}
 """Name -> (kernel's side, its stride, whether 3x3 max pooling of stride 2 follows)."""
+BLOCKS: dict[str, type[Block]] = {block.__name__: block for block in (Residual, Bottleneck)}
+DTYPES = ("float32", "bfloat16")
+"""Of a saved network's computation."""
+MOST_STAGES, MOST_BLOCKS = 6, 200  # ResNet-152 has 4 and 50
+
+
+def _number(default: float, low: float, high: float) -> Any:
+    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+
+def _one_of(default: Any, choices: Mapping[str, Any]) -> Any:
+    """A field of which a description holds the choice's name."""
+    return dataclasses.field(default=default, metadata={"choices": choices})
+
+
+def _unsaved(default: Any) -> Any:
+    """A field that does not matter to a trained network."""
+    return dataclasses.field(default=default, metadata={"saved": False})
 
 
 class ResNet(nn.Module):
@@ -67,28 +87,54 @@ class ResNet(nn.Module):
         epsilon: see `BatchNorm`.
         dtype: dtype of the computation; logits come back in float32 at least.
         param_dtype: dtype of parameters and running statistics.
+
+    Raises:
+        InputError: when a field is of the wrong kind, or out of range.
     """
 
     stage_sizes: Sequence[int]
-    block: type[Block] = Residual
-    num_classes: int = 10
+    block: type[Block] = _one_of(Residual, BLOCKS)
+    num_classes: int = _unsaved(10)
     use_bias: bool = True
     norm_shortcut: bool = False
-    stem: str = "imagenet"
-    channels: int = 64
-    width_multiplier: float = 1.0
+    stem: str = _one_of("imagenet", {name: name for name in STEMS})
+    channels: int = _number(64, 1, 4096)
+    width_multiplier: float = _number(1.0, 0.01, 100.0)
     stride_first: bool = False
     preactivation: bool = False
     zero_init_residual: bool = False
-    dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
-    conv_init: Initializer = xavier_uniform
-    dense_init: Initializer = xavier_uniform
-    frozen_stages: int = 0
-    momentum: float = 0.1
-    epsilon: float = 1e-5
+    dropout_rate: float = _number(0.0, 0.0, 1.0)
+    stochastic_depth_rate: float = _number(0.0, 0.0, 1.0)
+    conv_init: Initializer = _unsaved(xavier_uniform)
+    dense_init: Initializer = _unsaved(xavier_uniform)
+    frozen_stages: int = _unsaved(0)
+    momentum: float = _number(0.1, 0.0, 1.0)
+    epsilon: float = _number(1e-5, 0.0, 1.0)
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
+    param_dtype: Dtype = _unsaved(jnp.float32)
+
+    def __post_init__(self) -> None:
+        self.stage_sizes = _stage_sizes(self.stage_sizes)
+        for field in dataclasses.fields(type(self)):
+            _check_field(field, getattr(self, field.name))
+        super().__post_init__()
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Part -> its variables' names: the stem, each stage, the pooling and the dense layer."""
+        stages = {f"stage {n}": (f"layer{n}",) for n in range(1, len(self.stage_sizes) + 1)}
+        return {
+            "stem": ("conv1",) if self.preactivation else ("conv1", "bn1"),
+            **stages,
+            "global average pool": ("norm",) if self.preactivation else (),
+            **({"dense": ("fc",)} if self.num_classes else {}),
+        }
+
+    @property
+    def total_stride(self) -> int:
+        """Pixels of the image, along an axis, to one value of the last stage's output."""
+        _, strides, pooled = STEMS[self.stem]
+        return strides * (2 if pooled else 1) * 2 ** (len(self.stage_sizes) - 1)
 
     @nn.compact
     def __call__(
@@ -106,7 +152,7 @@ class ResNet(nn.Module):
             (N, H', W', C') for each stage.
 
         Raises:
-            ValueError: when ``images`` has a wrong shape or dtype, or ``stem`` is unknown.
+            ValueError: when ``images`` has a wrong shape or dtype.
         """
         check_network_input(images)
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -127,8 +173,6 @@ class ResNet(nn.Module):
         )
 
         x = images.astype(self.dtype)
-        if self.stem not in STEMS:
-            raise ValueError(f"stem must be one of {', '.join(STEMS)}, not {self.stem!r}")
         size, strides, pooled = STEMS[self.stem]
         x = conv(self.channels, size, strides, size // 2, name="conv1")(x)
         if not self.preactivation:
@@ -166,14 +210,19 @@ class ResNet(nn.Module):
         return tuple(self.stochastic_depth_rate * i / max(1, blocks - 1) for i in range(blocks))
 
 
-ARCHITECTURES: dict[str, tuple[type[Block], tuple[int, ...]]] = {
-    "resnet18": (Residual, (2, 2, 2, 2)),
-    "resnet34": (Residual, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+# Small networks for Fashion-MNIST's 28x28 pixels, in three stages as He et al. (2015, section 4.2)
+# have for CIFAR-10, but wider. They were chosen with Xavier's draws, whatever the flavour.
+_SMALL = {"stem": "small", "conv_init": xavier_uniform, "dense_init": xavier_uniform}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "resnet8": {"stage_sizes": (1, 1, 1), "channels": 32, **_SMALL},
+    "resnet14": {"stage_sizes": (2, 2, 2), "channels": 64, **_SMALL},
+    "resnet18": {"stage_sizes": (2, 2, 2, 2)},
+    "resnet34": {"stage_sizes": (3, 4, 6, 3)},
+    "resnet50": {"block": Bottleneck, "stage_sizes": (3, 4, 6, 3)},
+    "resnet101": {"block": Bottleneck, "stage_sizes": (3, 4, 23, 3)},
+    "resnet152": {"block": Bottleneck, "stage_sizes": (3, 8, 36, 3)},
 }
-"""Name -> (block, blocks in each stage): table 1 of He et al., 2015."""
+"""Name -> fields of `ResNet`; from resnet18 on, table 1 of He et al., 2015."""
 
 FLAVOURS: dict[str, dict[str, Any]] = {
     "d2l": {
@@ -198,7 +247,7 @@ def build_model(name: str, flavour: str = "d2l", **fields: Any) -> ResNet:
     Args:
         name: a key of `ARCHITECTURES`.
         flavour: a key of `FLAVOURS`.
-        **fields: further fields of `ResNet`; they win over the flavour's.
+        **fields: further fields of `ResNet`, which win.
 
     Raises:
         InputError: when name or flavour is unknown.
@@ -207,11 +256,7 @@ def build_model(name: str, flavour: str = "d2l", **fields: Any) -> ResNet:
         raise InputError(f"unknown model {name!r}: choose from {', '.join(ARCHITECTURES)}")
     if flavour not in FLAVOURS:
         raise InputError(f"unknown flavour {flavour!r}: choose from {', '.join(FLAVOURS)}")
-    block, stage_sizes = ARCHITECTURES[name]
-    chosen: dict[str, Any] = (
-        {"stage_sizes": stage_sizes, "block": block} | FLAVOURS[flavour] | fields
-    )
-    return ResNet(**chosen)
+    return ResNet(**FLAVOURS[flavour] | ARCHITECTURES[name] | fields)
 
 
 def resnet18(flavour: str = "d2l", **fields: Any) -> ResNet:
@@ -262,3 +307,67 @@ def check_network_input(images: Any) -> None:
             f"images should be in [0, 1], but a pixel is {largest:g}: divide them by 255",
             stacklevel=2,
         )
+
+
+def describe_model(model: ResNet) -> dict[str, Any]:
+    """What decides the function of a trained network, in JSON's types."""
+    described: dict[str, Any] = {}
+    for field in _saved_fields():
+        value = getattr(model, field.name)
+        if choices := field.metadata.get("choices"):
+            value = next(name for name, choice in choices.items() if choice == value)
+        described[field.name] = value
+    dtype = jnp.dtype(model.dtype).name
+    return described | {"stage_sizes": list(model.stage_sizes), "dtype": dtype}
+
+
+def model_from_description(description: Mapping[str, Any], num_classes: int) -> ResNet:
+    """The inverse of `describe_model`, for a description from anywhere.
+
+    Raises:
+        InputError: when a field is missing, of the wrong kind, or out of range.
+    """
+    fields = {}
+    for field in _saved_fields():
+        name, value = field.name, description.get(field.name)
+        choices = {dtype: dtype for dtype in DTYPES} if name == "dtype" else None
+        if choices := field.metadata.get("choices", choices):
+            _require(isinstance(value, str) and value in choices, name, value)
+            value = choices[value]
+        elif type(value) is not list:  # of NumPy's numbers and the like a file has none
+            _require(type(value) in (bool, int, float), name, value)
+        fields[name] = value
+    return ResNet(**fields, num_classes=num_classes)
+
+
+def _saved_fields() -> list[dataclasses.Field[Any]]:
+    own = (field for field in dataclasses.fields(ResNet) if field.name not in ("parent", "name"))
+    return [field for field in own if field.metadata.get("saved", True)]
+
+
+def _stage_sizes(sizes: Any) -> tuple[int, ...]:
+    try:
+        counts = tuple(sizes)
+    except TypeError:
+        counts = ()
+    whole = all(isinstance(n, int | np.integer) and type(n) is not bool and n >= 1 for n in counts)
+    _require(whole and 1 <= len(counts) <= MOST_STAGES, "stage_sizes", sizes)
+    _require(sum(counts) <= MOST_BLOCKS, "stage_sizes", sizes)
+    return tuple(map(int, counts))
+
+
+def _check_field(field: dataclasses.Field[Any], value: Any) -> None:
+    default, limits = field.default, field.metadata
+    if isinstance(default, bool):
+        _require(isinstance(value, bool | np.bool_), field.name, value)
+    elif "low" in limits:
+        kinds = int | np.integer if isinstance(default, int) else int | float | np.number
+        fine = isinstance(value, kinds) and not isinstance(value, bool | np.complexfloating)
+        _require(fine and limits["low"] <= value <= limits["high"], field.name, value)
+    elif field.name == "stem":
+        _require(isinstance(value, str) and value in STEMS, field.name, value)
+
+
+def _require(fine: bool, name: str, value: Any) -> None:
+    if not fine:
+        raise InputError(f"{name} cannot be {value!r:.100}")

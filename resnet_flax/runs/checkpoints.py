@@ -1,7 +1,7 @@
-"""The run folder: configuration, metrics, and checkpoints to go on from.
+"""Checkpoints: the arrays of a state, and the position in the run, to go on from.
 
-A checkpoint holds the arrays of the state and the position in the run. Orbax writes it, in the
-background, and gives it its name when all of it is on the disk; the checksums of its files follow.
+Orbax writes one in the background, and gives it its name when all of it is on the disk; the
+checksums of its files follow.
 """
 
 import errno
@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +24,11 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from resnet_flax.errors import InputError, TrainingError, one_line
 from resnet_flax.machine.devices import from_first_process, text_from_first_process
-from resnet_flax.runs.config import TrainConfig
-from resnet_flax.runs.run_folder import as_json, new_folder, resumed_folder
+from resnet_flax.machine.files import whole_file
 from resnet_flax.training.position import Position
 from resnet_flax.training.step import TrainState
+
+logger = logging.getLogger(__name__)
 
 LATEST_KEPT = 3
 BEST = BestN(
@@ -37,41 +38,31 @@ SUMS = "SHA256SUMS"
 LARGEST_REST = 4_000_000  # bytes of a checkpoint beside its arrays
 
 
-class RunFolder:
-    """A folder with ``config.json``, ``metrics.jsonl`` and ``checkpoints/``, one for each run.
+class Checkpoints:
+    """The checkpoints of a run: its last three, and that of the best test accuracy.
 
     Use it in a ``with`` statement: at its end the last checkpoint is on the disk. In a run of
-    several processes the first alone writes and reads it.
+    several processes the first alone writes and reads them.
 
     Args:
-        config: the run; its ``run_dir`` and ``resume`` decide which folder.
-        say: told in a line when a checkpoint is damaged.
-        network: what ``config.json`` says of the network besides, in JSON's types.
+        folder: of the checkpoints; the first process needs it.
 
     Raises:
-        InputError: when the folder cannot be written, holds another run, or has nothing to resume.
+        TrainingError: when it cannot be written.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        say: Callable[[str], None] = print,
-        network: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._first = jax.process_index() == 0
-        if not self._first:
+        if not self._first or folder is None:
             return
-        self.path = resumed_folder(config) if config.resume else new_folder(config)
-        self._say = say
+        self.folder = folder
         for name in ("absl", "asyncio"):  # what Orbax logs is told in a line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         with self._explained():
-            (self.path / "checkpoints").mkdir(exist_ok=True)
-            content = {**as_json(config), "network": network}
-            _write(self.path / "config.json", json.dumps(content, indent=2) + "\n")
+            folder.mkdir(exist_ok=True)
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         self._checkpoints = ocp.CheckpointManager(
-            (self.path / "checkpoints").absolute(),
+            folder.absolute(),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
                 "position": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
@@ -97,8 +88,13 @@ class RunFolder:
             self._thread.shutdown()
             self._checkpoints.close()
 
-    def save(self, state: TrainState, position: Position) -> None:
+    def save(self, state: TrainState, position: Position, test_acc: float | None = None) -> None:
         """Keeps the state and position: copies them, and writes the copies in the background.
+
+        Args:
+            state: the training's.
+            position: the run's.
+            test_acc: of the state, where an epoch ended with it.
 
         Raises:
             TrainingError: when the one before could not be written; those before it are whole.
@@ -109,7 +105,7 @@ class RunFolder:
             key = int(state.step) + len(position.results)  # counts steps and evaluations
             if key not in self._checkpoints.all_steps():
                 arrays = jax.tree.map(np.array, serialization.to_state_dict(state))
-                self._pending = self._thread.submit(self._save, key, arrays, position)
+                self._pending = self._thread.submit(self._save, key, arrays, position, test_acc)
 
     def restore(self, state: TrainState) -> tuple[TrainState, Position]:
         """Returns the newest whole checkpoint, or ``state`` at the run's beginning without any.
@@ -131,25 +127,22 @@ class RunFolder:
         restored: TrainState = serialization.from_state_dict(state, arrays)
         return restored, position
 
-    def _save(self, key: int, arrays: Any, position: Position) -> None:
-        tested = position.results and position.steps == 0
+    def _save(self, key: int, arrays: Any, position: Position, test_acc: float | None) -> None:
         # Asked before, since a disk that fills up under Orbax has it print one traceback an array.
         size = sum(array.nbytes for array in jax.tree.leaves(arrays))
-        if shutil.disk_usage(self.path).free < 2 * size + LARGEST_REST:
+        if shutil.disk_usage(self.folder).free < 2 * size + LARGEST_REST:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._checkpoints.save(
             key,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(arrays), position=ocp.args.JsonSave(position.as_json())
             ),
-            metrics={"test_acc": position.results[-1].test_acc} if tested else None,
+            metrics=None if test_acc is None else {"test_acc": test_acc},
             force=True,
         )
-        folder = self.path / "checkpoints" / str(key)
-        _write(folder / SUMS, _sums(folder))
-        # Rewritten from the position's own rows, so that no resume can lose or repeat a line.
-        rows = [json.dumps(row._asdict()) + "\n" for row in position.results]
-        _write(self.path / "metrics.jsonl", "".join(rows))
+        folder = self.folder / str(key)
+        with whole_file(folder / SUMS) as unfinished:
+            unfinished.write_text(_sums(folder))
 
     def _newest(self, arrays: Any) -> tuple[Any, Position]:
         keys = sorted(self._checkpoints.all_steps(), reverse=True)
@@ -160,14 +153,16 @@ class RunFolder:
                 break
             except Exception as error:  # Orbax and TensorStore raise errors of many kinds
                 useless.append(key)
-                if key == keys[0] and not (self.path / "checkpoints" / str(key) / SUMS).exists():
-                    self._say(f"checkpoint {key} is unfinished")  # killed before its last file
+                if key == keys[0] and not (self.folder / str(key) / SUMS).exists():
+                    logger.warning(
+                        "checkpoint %d is unfinished", key
+                    )  # killed before its last file
                     continue
                 damaged = True
-                self._say(f"checkpoint {key} is damaged ({one_line(error)[:200]})")
+                logger.warning("checkpoint %d is damaged (%s)", key, one_line(error)[:200])
         if damaged and not found:
             raise InputError(
-                f"cannot resume {self.path}: all its checkpoints are damaged; "
+                f"cannot resume {self.folder.parent}: all its checkpoints are damaged; "
                 "start a new run, or restore the folder from a copy"
             )
         for key in useless:  # they would stand in the way of new ones
@@ -176,7 +171,7 @@ class RunFolder:
 
     def _read(self, key: int, arrays: Any) -> tuple[Any, Position]:
         """Reads a checkpoint; raises whatever is wrong with it, before much memory is taken."""
-        folder = self.path / "checkpoints" / str(key)
+        folder = self.folder / str(key)
         size = sum(file.stat().st_size for file in folder.rglob("*"))
         if size > 4 * sum(array.nbytes for array in jax.tree.leaves(arrays)) + LARGEST_REST:
             raise ValueError(f"{size} bytes are too many")
@@ -208,15 +203,9 @@ class RunFolder:
             if "space" in reason.lower() or "ENOSPC" in reason:
                 reason = "no space left on the device"
             raise TrainingError(
-                f"cannot write to {self.path}: {reason[:300]}; the earlier checkpoints are whole: "
-                "mend it, and go on with --resume"
+                f"cannot write to {self.folder.parent}: {reason[:300]}; the earlier checkpoints "
+                "are whole: mend it, and go on with `resume`"
             ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _sums(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a training run is asked to do: `TrainConfig`."""
+"""What a training run is asked to do, and which fields a recipe fills in."""
 
 import dataclasses
 import math
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_flax.errors import InputError
-from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS
+from resnet_flax.nn.resnet import ARCHITECTURES, DTYPES, FLAVOURS
 from resnet_flax.training.recipes import RECIPES
-
-DTYPES = ("float32", "bfloat16")
 
 
 def _option(description: str, default: Any, **metadata: Any) -> Any:
@@ -22,17 +20,20 @@ def _option(description: str, default: Any, **metadata: Any) -> Any:
 class TrainConfig:
     """One training run. Each field is a flag of ``train.py``; its help text is its description.
 
+    Fields that are left at None and that a `resnet_flax.training.Recipe` has are the recipe's.
+
     Raises:
-        InputError: when a value is out of range; the message names the flag.
+        InputError: when a value is out of range; the message names the field.
     """
 
-    epochs: int = _option("passes over the training set", 10, at_least=1)
-    batch_size: int = _option("images in a training step", 256, at_least=1)
-    learning_rate: float = _option("step size of the optimiser, the largest where it changes", 0.05)
+    epochs: int = _option("passes over the training set", None, at_least=1)
+    batch_size: int = _option("images in a training step", None, at_least=1)
+    learning_rate: float = _option("step size of the optimiser, the largest where it changes", None)
     image_size: int = _option(
-        "height and width that images are resized to, in pixels", 96, at_least=1, at_most=1024
+        "height and width that images are resized to, in pixels", None, at_least=1, at_most=1024
     )
-    model: str = _option("network", "resnet18", choices=tuple(ARCHITECTURES))
+    model: str = _option("network", None, choices=tuple(ARCHITECTURES))
+    flavour: str = _option("whose network: d2l, or torchvision", None, choices=tuple(FLAVOURS))
     recipe: str = _option(
         "how to train, and the defaults of the flags above: d2l as the book, fast, best",
         "d2l",
@@ -42,11 +43,6 @@ class TrainConfig:
         "fashion_mnist; another TFDS set of images by class, such as cifar10; or folder:PATH with "
         "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS",
         "fashion_mnist",
-    )
-    flavour: str = _option(
-        "whose network: d2l, or torchvision; a recipe with a network of its own wins",
-        "d2l",
-        choices=tuple(FLAVOURS),
     )
     init: Path | None = _option(
         "start from the weights in this .safetensors file, under D2L's, torchvision's, timm's or "
@@ -66,7 +62,7 @@ class TrainConfig:
     data_dir: Path | None = _option("folder of the TFDS data sets (default: TFDS' own)", None)
     run_dir: Path | None = _option("folder of this run (default: runs/DATE-TIME)", None)
     resume: bool = _option(
-        "go on from the last checkpoint of --run-dir, or of the newest run", False
+        "go on from the last checkpoint of the run folder, or of the newest run", False
     )
     checkpoint_seconds: float = _option(
         "seconds of training between two checkpoints within an epoch; its end is always kept",
@@ -98,9 +94,13 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.recipe in RECIPES:  # else the loop below says so
+            for name, default in RECIPES[self.recipe].defaults().items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, default)
         for option in dataclasses.fields(self):
             value, rule = getattr(self, option.name), option.metadata
-            name = flag(option.name)
+            name = f"`{option.name}`"
             if value is None:
                 continue
             if "choices" in rule and value not in rule["choices"]:
@@ -111,20 +111,21 @@ class TrainConfig:
             if "at_most" in rule and value > rule["at_most"]:
                 raise InputError(f"{name} must be at most {rule['at_most']}, not {value}")
         if not math.isfinite(self.checkpoint_seconds):
-            raise InputError("--checkpoint-seconds must be finite")
+            raise InputError("`checkpoint_seconds` must be finite")
         processes = (self.coordinator, self.num_processes, self.process_id)
         if len({value is None for value in processes}) > 1:
-            raise InputError("--coordinator, --num-processes and --process-id belong together")
+            raise InputError("`coordinator`, `num_processes` and `process_id` belong together")
         if self.coordinator is not None and not re.fullmatch(r"[\w.:\[\]-]+:\d+", self.coordinator):
-            raise InputError(f"--coordinator must be HOST:PORT, not {self.coordinator!r}")
+            raise InputError(f"`coordinator` must be HOST:PORT, not {self.coordinator!r}")
         if (self.process_id or 0) >= (self.num_processes or 1):
             raise InputError(
-                f"--process-id must be less than --num-processes, not {self.process_id}"
+                f"`process_id` must be less than `num_processes`, not {self.process_id}"
             )
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"--learning-rate must be a positive number, not {self.learning_rate}")
+            raise InputError(f"`learning_rate` must be a positive number, not {self.learning_rate}")
 
 
-def flag(name: str) -> str:
-    """The flag of a field: ``batch_size`` -> ``--batch-size``."""
-    return "--" + name.replace("_", "-")
+def as_json(config: TrainConfig) -> dict[str, Any]:
+    """The configuration in JSON's types."""
+    fields = dataclasses.asdict(config)
+    return {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from resnet_flax.inference.pretrained import Network
 from resnet_flax.inference.scores import Scores, as_text
-from resnet_flax.runs.config import TrainConfig, flag
-from resnet_flax.training.metrics import EpochResult
-from resnet_flax.training.recipes import RECIPES
+from resnet_flax.runs.config import TrainConfig
+from resnet_flax.runs.run_folder import CONFUSION, CURVES, MISTAKES, PREDICTIONS
+from resnet_flax.training.position import EpochResult
 
 # A run rewrites a card only while this line is in it.
 MARK = "# Written by resnet_flax at the end of a run. Delete this line to keep your own changes."
@@ -57,7 +57,7 @@ On {examples:,} {split} images its accuracy is **{accuracy:.4f}**, its cross-ent
 its expected calibration error (15 bins) {calibration_error:.4f}.
 {flip}
 
-![Images with their true and predicted classes](predictions.png)
+![Images with their true and predicted classes]({predictions})
 
 ## How to use it
 
@@ -90,15 +90,15 @@ python train.py {flags}
 
 {epochs}
 
-![Loss and accuracy over the epochs](curves.png)
+![Loss and accuracy over the epochs]({curves})
 
 ## Where it errs
 
 {by_class}
 
-![Confusion matrix](confusion.png)
+![Confusion matrix]({confusion})
 
-![The mistakes of which it was surest](mistakes.png)
+![The mistakes of which it was surest]({mistakes})
 """
 
 
@@ -122,16 +122,17 @@ def model_card(
         (row.epoch, *(f"{value:.3f}" for value in (row.loss, row.train_acc, row.test_acc)))
         for row in results
     ]
-    changed = [
-        name for name in FLAGS_IF_CHANGED if getattr(config, name) != getattr(TrainConfig, name)
-    ]
+    plain = TrainConfig(recipe=config.recipe)
+    changed = [name for name in FLAGS_IF_CHANGED if getattr(config, name) != getattr(plain, name)]
     dataset = Path(config.dataset).name
     title, hub_name, license = HUB.get(dataset, (dataset, json.dumps(dataset), ""))
-    # A recipe with a network of its own has not the depth of --model.
-    short = f"resnet-{config.recipe}" if RECIPES[config.recipe].model_fields else config.model
-    name = f"{short}-{dataset.replace('_', '-')}"
+    name = f"{config.model}-{dataset.replace('_', '-')}"
     return CARD.format(
         mark=MARK,
+        predictions=PREDICTIONS,
+        curves=CURVES,
+        confusion=CONFUSION,
+        mistakes=MISTAKES,
         name=name,
         yaml_name=json.dumps(name),
         title=title,
@@ -153,7 +154,9 @@ def model_card(
         size=network.image_size,
         ground=", light on dark" if network.dark_background and channels == 1 else "",
         layout="torchvision" if network.model.norm_shortcut else "D2L",
-        flags=" ".join(f"{flag(each)} {getattr(config, each)}" for each in [*FLAGS, *changed]),
+        flags=" ".join(
+            f"--{each.replace('_', '-')} {getattr(config, each)}" for each in [*FLAGS, *changed]
+        ),
         epochs=_table(("epoch", "training loss", "training accuracy", f"{split} accuracy"), epochs),
         by_class=_table(
             ("class", "precision", "recall"),

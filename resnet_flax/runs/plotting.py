@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet_flax.training.metrics import EpochResult
+from resnet_flax.training.position import EpochResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

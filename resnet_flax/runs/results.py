@@ -14,7 +14,8 @@ from resnet_flax.inference.scores import score, softmax
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.model_card import MARK, model_card
 from resnet_flax.runs.plotting import plot_confusion, plot_mistakes, plot_predictions
-from resnet_flax.training.metrics import EpochResult
+from resnet_flax.runs.run_folder import CARD, CONFUSION, MISTAKES, PREDICTIONS
+from resnet_flax.training.position import EpochResult
 
 
 def write_results(
@@ -46,9 +47,9 @@ def write_results(
     images, labels, classes = test_data.images, test_data.labels, network.classes
     logits = compute_logits(network, variables, images)
     scores, probabilities = score(logits, labels), softmax(logits)
-    plot_confusion(scores.confusion, classes, folder / "confusion.png")
-    plot_predictions(images, labels, logits.argmax(-1), classes, folder / "predictions.png")
-    plot_mistakes(images, labels, probabilities, classes, folder / "mistakes.png")
-    card = folder / "README.md"
+    plot_confusion(scores.confusion, classes, folder / CONFUSION)
+    plot_predictions(images, labels, logits.argmax(-1), classes, folder / PREDICTIONS)
+    plot_mistakes(images, labels, probabilities, classes, folder / MISTAKES)
+    card = folder / CARD
     if not card.exists() or MARK in card.read_text():
         card.write_text(model_card(config, network, results, scores))

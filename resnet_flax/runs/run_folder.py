@@ -1,16 +1,24 @@
-"""Which folder a run has, and whether it may go on there."""
+"""The folder of a run: what is in it, which folder a run has, and whether it may go on there."""
 
-import dataclasses
+import importlib.metadata
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from resnet_flax.errors import InputError, one_line
-from resnet_flax.runs.config import TrainConfig, flag
+from resnet_flax.errors import InputError, one_line, reason
+from resnet_flax.inference.pretrained import CONFIG, LARGEST_CONFIG
+from resnet_flax.machine.files import whole_file
+from resnet_flax.runs.config import TrainConfig, as_json
+from resnet_flax.training.position import EpochResult
 from resnet_flax.training.recipes import RECIPES
 
 RUNS = Path("runs")
+# What else is in a run folder, beside the configuration and the weights.
+METRICS, CHECKPOINTS, CARD = "metrics.jsonl", "checkpoints", "README.md"
+CURVES, CONFUSION = "curves.png", "confusion.png"
+PREDICTIONS, MISTAKES = "predictions.png", "mistakes.png"
 # Fields that a resumed run may change without becoming another run; the epochs decide a schedule.
 FREE_FIELDS = {
     "epochs",
@@ -24,67 +32,86 @@ FREE_FIELDS = {
     "num_processes",
     "process_id",
 }
-LARGEST_CONFIG = 1_000_000  # bytes
 
 
-def new_folder(config: TrainConfig) -> Path:
-    """Makes the folder of a run that begins.
+def open_run(config: TrainConfig, network: Mapping[str, Any] | None = None) -> Path:
+    """Makes or finds the folder of a run, and writes its configuration.
+
+    Args:
+        config: its ``run_dir`` and ``resume`` decide which folder.
+        network: what the file says of the network besides, in JSON's types.
 
     Raises:
-        InputError: when it cannot be written, or holds a run already.
+        InputError: when it cannot be written, holds another run, or has nothing to resume.
     """
-    path = config.run_dir or RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = _resumed_folder(config) if config.resume else _new_folder(config)
+    version = importlib.metadata.version("resnet_flax")
+    content = {**as_json(config), "version": version, "network": network}
+    with whole_file(folder / CONFIG) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    return folder
+
+
+def write_metrics(folder: Path, results: Sequence[EpochResult]) -> None:
+    """Writes a line for each epoch.
+
+    Rewritten from all results, so that no resume can lose or repeat a line.
+
+    Raises:
+        InputError: when it cannot be written.
+    """
+    with whole_file(folder / METRICS) as unfinished:
+        unfinished.write_text("".join(json.dumps(row._asdict()) + "\n" for row in results))
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    folder = config.run_dir or RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
-        if (path / "config.json").exists():
+        if (folder / CONFIG).exists():
             raise InputError(
-                f"--run-dir {path} holds a run already: "
-                "add --resume to go on with it, or name another"
+                f"`run_dir` {folder} holds a run already: "
+                "add `resume` to go on with it, or name another"
             )
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "checkpoints").mkdir(exist_ok=True)
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write the run folder {path}: {error.strerror}") from error
-    return path
+        raise InputError(f"cannot write the run folder {folder}: {reason(error)}") from error
+    return folder
 
 
-def resumed_folder(config: TrainConfig) -> Path:
-    """Finds the folder of the run that goes on: ``run_dir``, or the newest in ``runs/``.
-
-    Raises:
-        InputError: when there is none, or its configuration differs in what matters.
-    """
-    if config.run_dir:
-        path = config.run_dir
-    else:
-        runs = sorted(RUNS.glob("*/config.json"), key=lambda file: file.stat().st_mtime)
+def _resumed_folder(config: TrainConfig) -> Path:
+    """The folder of the run that goes on: ``run_dir``, or the newest in ``runs/``."""
+    folder = config.run_dir
+    if not folder:
+        runs = sorted(RUNS.glob(f"*/{CONFIG}"), key=lambda file: file.stat().st_mtime)
         if not runs:
             raise InputError(f"nothing to resume: there is no run in {RUNS}/")
-        path = runs[-1].parent
+        folder = runs[-1].parent
+    saved = _saved_config(folder)
+    free = FREE_FIELDS - ({"epochs"} if RECIPES[config.recipe].muon else set())
+    differing = [
+        f"`{name}` {saved.get(name)!r:.60} there, {value!r} here"
+        for name, value in as_json(config).items()
+        if name not in free and saved.get(name) != value
+    ]
+    if differing:
+        raise InputError(f"cannot resume {folder}, whose run differs: {'; '.join(differing)}")
+    return folder
+
+
+def _saved_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
     try:
-        with (path / "config.json").open() as file:
+        with path.open() as file:
             saved = json.loads(file.read(LARGEST_CONFIG))
         if not isinstance(saved, dict):
             raise ValueError("not a table of flags")
     except FileNotFoundError as error:
-        raise InputError(f"nothing to resume: {path} holds no run (no config.json)") from error
+        raise InputError(f"nothing to resume: {folder} holds no run (no {CONFIG})") from error
     except (OSError, ValueError, RecursionError) as error:
-        reason = one_line(error)[:200]
-        raise InputError(
-            f"cannot resume: {path / 'config.json'} is unreadable: {reason}"
-        ) from error
-    asked = as_json(config)
-    free = FREE_FIELDS - ({"epochs"} if RECIPES[config.recipe].muon else set())
-    differing = [
-        f"{flag(name)} {saved.get(name)!r:.60} there, {value!r} here"
-        for name, value in asked.items()
-        if name not in free and saved.get(name) != value
-    ]
-    if differing:
-        raise InputError(f"cannot resume {path}, whose run differs: {'; '.join(differing)}")
-    return path
-
-
-def as_json(config: TrainConfig) -> dict[str, Any]:
-    """The configuration in JSON's types."""
-    fields = dataclasses.asdict(config)
-    return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+        why = one_line(error)[:200]
+        raise InputError(f"cannot resume: {path} is unreadable: {why}") from error
+    if "version" not in saved and saved.get("recipe") in ("fast", "best"):
+        # Version 0.1.0 trained these recipes' networks whatever model and flavour said.
+        recipe = RECIPES[saved["recipe"]]
+        saved |= {"model": recipe.model, "flavour": recipe.flavour}
+    return saved

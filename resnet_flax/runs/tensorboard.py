@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_flax.errors import InputError
-from resnet_flax.training.metrics import EpochResult
+from resnet_flax.training.position import EpochResult
 
 TAGS = {
     "loss": "loss/train",

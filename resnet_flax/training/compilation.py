@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,11 @@ from jaxtyping import Array, Int
 
 from resnet_flax.machine.devices import batch_sharding, data_mesh, replicate, replicated
 from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.recipes import Recipe
-from resnet_flax.training.step import D2L, Images, TrainState, train_steps
+from resnet_flax.training.step import Images, TrainState, train_steps
 
 
 class TrainPrograms:
-    """`resnet_flax.training.step.train_steps`, compiled for each shape of a run's batches.
+    """`resnet_flax.training.train_steps`, compiled for each shape of a run's batches.
 
     On a CPU the first shape's program is ready at once, and the others are made while its first
     call computes: training starts two seconds sooner, and no epoch waits for the compiler. An
@@ -71,24 +71,22 @@ def compile_train_steps(
     data: Images,
     shapes: Iterable[tuple[int, ...]],
     *,
-    image_size: int,
-    recipe: Recipe = D2L,
     mesh: Mesh | None = None,
+    **options: Any,
 ) -> TrainPrograms:
-    """Compiles `resnet_flax.training.step.train_steps` ahead of time.
+    """Compiles `resnet_flax.training.train_steps` ahead of time.
 
     Args:
         state: placed on the mesh, as is ``data``.
         data: the training set.
         shapes: of the batches, (S, B), each once, the first to be used first: steps in a call, and
             images in a step.
-        image_size: see `resnet_flax.training.step.train_step`.
-        recipe: see `resnet_flax.training.step.train_step`.
         mesh: the devices; all by default.
+        **options: of `resnet_flax.training.train_step`.
     """
     mesh = mesh or data_mesh()
     steps = jax.jit(
-        partial(train_steps, image_size=image_size, recipe=recipe),
+        partial(train_steps, **options),
         donate_argnums=0,
         out_shardings=replicated(mesh),  # left to itself, the compiler might split the state
     )

@@ -3,9 +3,9 @@
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,13 +15,12 @@ from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.machine.devices import any_process, replicate, split_batch
 from resnet_flax.machine.interruption import Interrupted, Interruption
 from resnet_flax.training.compilation import compile_train_steps
-from resnet_flax.training.metrics import EpochResult, Metrics
-from resnet_flax.training.position import Position
+from resnet_flax.training.metrics import Metrics
+from resnet_flax.training.position import EpochResult, Position
 from resnet_flax.training.progress import Progress
-from resnet_flax.training.recipes import Recipe
 from resnet_flax.training.step import Images, TrainState, evaluate
 
-Save = Callable[[TrainState, Position], None]
+Event = Callable[[TrainState, Position], None]
 # An accelerator gets several steps at once, so that it need not wait for the host; a CPU loses its
 # quick convolutions by that.
 STEPS_AT_ONCE = {"cpu": 1}
@@ -39,7 +38,8 @@ class Job(NamedTuple):
         batches: epoch -> that epoch's index arrays, int32.
         epochs: the last epoch's number.
         image_size: height and width the images are resized to, in pixels.
-        recipe: see `resnet_flax.training.step.train_step`.
+        flip: evaluate each image with its mirror image.
+        step_options: of `resnet_flax.training.train_step`, but for ``image_size``.
         mesh: the devices.
         seconds_between_checkpoints: in an epoch; its end is always kept.
     """
@@ -49,7 +49,8 @@ class Job(NamedTuple):
     batches: Callable[[int], list[np.ndarray]]
     epochs: int
     image_size: int
-    recipe: Recipe
+    flip: bool
+    step_options: Mapping[str, Any]
     mesh: Mesh
     seconds_between_checkpoints: float = math.inf
 
@@ -60,7 +61,8 @@ def fit(
     position: Position,
     *,
     progress: Progress,
-    save: Save,
+    save: Event,
+    epoch_ended: Event,
     interruption: Interruption,
 ) -> tuple[TrainState, Position]:
     """Trains and evaluates, epoch by epoch, from any position on.
@@ -70,7 +72,8 @@ def fit(
         state: donated.
         position: where the run is.
         progress: told of each step.
-        save: keeps a state and its position; called after each epoch, and in between.
+        save: keeps what was reached within an epoch.
+        epoch_ended: keeps what was reached after an epoch and its evaluation.
         interruption: read after each step.
 
     Returns:
@@ -91,9 +94,9 @@ def fit(
             state,
             job.train_set,
             dict.fromkeys(shapes),
-            image_size=job.image_size,
-            recipe=job.recipe,
             mesh=job.mesh,
+            image_size=job.image_size,
+            **job.step_options,
         )
     with interruption.deferred(), steps.background:
         while position.epoch <= job.epochs:
@@ -107,7 +110,7 @@ def fit(
                 job.test_set,
                 batch_size=max(sizes),
                 image_size=job.image_size,
-                flip=job.recipe.flip,
+                flip=job.flip,
                 mesh=job.mesh,
                 before_batch=partial(stop_if_asked, state, position, save, interruption),
             )
@@ -120,8 +123,8 @@ def fit(
                 seconds=position.training_seconds + time.perf_counter() - started,
             )
             position = Position([*position.results, result])
+            epoch_ended(state, position)
             stop_if_asked(state, position, save, interruption)
-            save(state, position)
     return state, position
 
 
@@ -132,7 +135,7 @@ def train_epoch(
     run_steps: Callable[..., tuple[TrainState, Metrics]],
     on_step: Callable[[int, Metrics], None],
     *,
-    save: Save,
+    save: Event,
     interruption: Interruption,
 ) -> tuple[TrainState, Position]:
     """The rest of an epoch's steps.
@@ -141,7 +144,7 @@ def train_epoch(
         job: data and batches.
         state: donated to the first step.
         position: where the epoch begins, or goes on.
-        run_steps: `resnet_flax.training.step.train_steps`, compiled.
+        run_steps: `resnet_flax.training.train_steps`, compiled.
         on_step: called with the number of finished steps and their sums.
         save: called from time to time.
         interruption: read after each step.
@@ -213,12 +216,12 @@ def check_finite(metrics: Metrics, epoch: int, steps: int) -> None:
     if not math.isfinite(metrics.loss):
         raise TrainingError(
             f"the loss is {metrics.loss} in epoch {epoch}, step {steps}: "
-            "try a smaller --learning-rate"
+            "try a smaller `learning_rate`"
         )
 
 
 def stop_if_asked(
-    state: TrainState, position: Position, save: Save, interruption: Interruption
+    state: TrainState, position: Position, save: Event, interruption: Interruption
 ) -> None:
     """Saves and stops, if a signal came.
 
@@ -232,18 +235,19 @@ def stop_if_asked(
         raise Interrupted(signum or signal.SIGTERM, f"{done} is saved")
 
 
-def check_batches(batches: list[np.ndarray], image_size: int) -> None:
+def check_batches(batches: list[np.ndarray], image_size: int, total_stride: int) -> None:
     """Makes sure that the smallest batch can be normalised in the network's last stage.
 
     Args:
         batches: index arrays.
         image_size: height and width of the images, in pixels.
+        total_stride: of the network.
 
     Raises:
         InputError: when that stage would hold a single value per channel.
     """
-    if min(map(len, batches)) * math.ceil(image_size / 32) ** 2 < 2:
+    if min(map(len, batches)) * math.ceil(image_size / total_stride) ** 2 < 2:
         raise InputError(
             f"the last batch would hold 1 image of {image_size}x{image_size} pixels, too few for "
-            "batch normalisation: change --batch-size, --train-examples or --image-size"
+            "batch normalisation: change `batch_size`, `train_examples` or `image_size`"
         )

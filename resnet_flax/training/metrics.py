@@ -1,6 +1,6 @@
-"""Loss and accuracy as sums over samples, and the figures of an epoch and of a run."""
+"""Loss and accuracy as sums over samples."""
 
-from typing import NamedTuple, Self
+from typing import Self
 
 import jax.numpy as jnp
 from flax import struct
@@ -49,33 +49,3 @@ class Metrics(struct.PyTreeNode):
             correct=self.correct + correct.sum(dtype=jnp.int32),
             count=self.count + (weights > 0).sum(dtype=jnp.int32),
         )
-
-
-class EpochResult(NamedTuple):
-    """One line of ``metrics.jsonl``.
-
-    Attributes:
-        epoch: from 1.
-        loss: training cross-entropy, accumulated over the epoch in train mode.
-        train_acc: training accuracy, likewise.
-        test_acc: accuracy over the test set after the epoch, in eval mode.
-        examples_per_sec: training images per second of training time, evaluation left out.
-        seconds: wall time of the whole epoch.
-    """
-
-    epoch: int
-    loss: float
-    train_acc: float
-    test_acc: float
-    examples_per_sec: float
-    seconds: float
-
-
-def final_report(results: list[EpochResult], device: str) -> str:
-    """D2L's two closing lines; the rate is over the training time of all epochs."""
-    last = results[-1]
-    rate = len(results) / sum(1 / result.examples_per_sec for result in results)
-    return (
-        f"loss {last.loss:.3f}, train acc {last.train_acc:.3f}, test acc {last.test_acc:.3f}\n"
-        f"{rate:.1f} examples/sec on {device}"
-    )

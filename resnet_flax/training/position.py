@@ -2,11 +2,31 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
 
-from resnet_flax.training.metrics import EpochResult, Metrics
+from resnet_flax.training.metrics import Metrics
+
+
+class EpochResult(NamedTuple):
+    """One line of ``metrics.jsonl``.
+
+    Attributes:
+        epoch: from 1.
+        loss: training cross-entropy, accumulated over the epoch in train mode.
+        train_acc: training accuracy, likewise.
+        test_acc: accuracy over the test set after the epoch, in eval mode.
+        examples_per_sec: training images per second of training time, evaluation left out.
+        seconds: wall time of the whole epoch.
+    """
+
+    epoch: int
+    loss: float
+    train_acc: float
+    test_acc: float
+    examples_per_sec: float
+    seconds: float
 
 
 @dataclass(frozen=True)

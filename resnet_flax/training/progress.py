@@ -1,5 +1,6 @@
-"""What a person sees while training runs: a bar in a terminal, a line a minute elsewhere."""
+"""What a person sees of a training: a bar in a terminal or notebook, a line a minute elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -7,10 +8,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import jax
-from tqdm import tqdm
+from tqdm.auto import tqdm
+from tqdm.notebook import tqdm as notebook_tqdm
 
-from resnet_flax.runs.config import TrainConfig
-from resnet_flax.training.metrics import EpochResult, Metrics
+from resnet_flax.training.metrics import Metrics
+from resnet_flax.training.position import EpochResult
 
 SECONDS_BETWEEN_LINES = 60.0
 # The length of the run is told by the speed when the compiler no longer takes its share of the
@@ -20,34 +22,37 @@ SECONDS_OF_ESTIMATE = 10.0
 LONG_RUN_SECONDS = 600.0
 CHEAP_IMAGE_SIZE = 28  # Fashion-MNIST's own
 
+logger = logging.getLogger(__name__)
+
 
 class Progress:
-    """Reports the steps of a run on stderr, and its epochs on stdout."""
+    """Shows the steps of a run.
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.epochs = config.epochs
-        self.cheaper = "fewer --epochs or --train-examples"
-        if config.image_size > CHEAP_IMAGE_SIZE:
-            self.cheaper = f"--recipe fast, --image-size {CHEAP_IMAGE_SIZE}, {self.cheaper}"
-        self.first = jax.process_index() == 0  # of several processes it alone speaks
-        self.terminal = sys.stderr.isatty() and self.first
+    Args:
+        epochs: the last epoch's number.
+        image_size: of the run, in pixels; tells what would be cheaper.
+    """
+
+    def __init__(self, epochs: int, image_size: int) -> None:
+        self.epochs = epochs
+        self.cheaper = "fewer `epochs` or `train_examples`"
+        if image_size > CHEAP_IMAGE_SIZE:
+            self.cheaper = f"`recipe` fast, `image_size` {CHEAP_IMAGE_SIZE}, {self.cheaper}"
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        # Of several processes the first alone speaks.
+        self.shown = jax.process_index() == 0 and (terminal or issubclass(tqdm, notebook_tqdm))
         self.settles_at = 0.0  # on time.perf_counter's clock
         self.estimated = False
-
-    def say(self, line: str) -> None:
-        """Prints a line on stderr, above the bar if there is one."""
-        if self.first:
-            tqdm.write(line, file=sys.stderr)
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
         """Tells how long the compiler took."""
-        self.say("compiling the training step ...")
+        logger.info("compiling the training step ...")
         started = time.perf_counter()
         yield
         ended = time.perf_counter()
         self.settles_at = ended + COMPILATIONS_TO_SETTLE * (ended - started)
-        self.say(f"compiled in {ended - started:.1f} s")
+        logger.info("compiled in %.1f s", ended - started)
 
     @contextmanager
     def epoch(
@@ -70,7 +75,7 @@ class Progress:
             desc=title,
             unit="step",
             dynamic_ncols=True,
-            disable=not self.terminal,
+            disable=not self.shown,
             bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         ) as bar:
 
@@ -93,24 +98,25 @@ class Progress:
                     self.estimated = True
                     left = examples_left * (now - settled_at) / sum(sizes[settled:finished])
                     if left > LONG_RUN_SECONDS:
-                        self.say(
+                        logger.info(
                             f"this run will take about {duration(left)} (h:mm:ss) on this "
                             f"{jax.devices()[0].platform}; cheaper: {self.cheaper}"
                         )
-                if not self.terminal and now - last_line > SECONDS_BETWEEN_LINES:
+                if not self.shown and now - last_line > SECONDS_BETWEEN_LINES:
                     last_line = now
-                    self.say(f"{title}, step {finished}/{len(sizes)}: {figures}")
+                    logger.info(f"{title}, step {finished}/{len(sizes)}: {figures}")
 
             yield on_step
 
-    def epoch_ended(self, result: EpochResult) -> None:
-        """Prints the epoch's figures on stdout."""
-        line = (
-            f"epoch {result.epoch}/{self.epochs}: loss {result.loss:.3f}, "
-            f"train acc {result.train_acc:.3f}, test acc {result.test_acc:.3f}, "
-            f"{result.examples_per_sec:.1f} examples/sec, {result.seconds:.0f} s"
-        )
-        print(line, flush=True)
+
+def final_report(results: list[EpochResult], device: str) -> str:
+    """D2L's two closing lines; the rate is over the training time of all epochs."""
+    last = results[-1]
+    rate = len(results) / sum(1 / result.examples_per_sec for result in results)
+    return (
+        f"loss {last.loss:.3f}, train acc {last.train_acc:.3f}, test acc {last.test_acc:.3f}\n"
+        f"{rate:.1f} examples/sec on {device}"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """The training state, and the compiled steps that change and evaluate it.
 
-The data set stays on the device as uint8; a step receives the indices of its images, and gathers,
-resizes and scales them itself, so that no image crosses from host to device during training.
+A step takes a batch of uint8 images from anywhere, and resizes and scales it on the device. Where a
+whole data set fits there (`Images`), steps by index gather their batches, so that no image crosses
+from host to device during training.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +23,6 @@ from jaxtyping import Array, Float, Int, UInt8, UInt32
 from resnet_flax.machine.devices import replicate, split_batch
 from resnet_flax.nn.preprocessing import augment, check_shape, mirrored_logits, prepare_images
 from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.recipes import RECIPES, Recipe, moving_average
-
-D2L = RECIPES["d2l"]
 
 
 class TrainState(train_state.TrainState):
@@ -33,7 +31,7 @@ class TrainState(train_state.TrainState):
     Attributes:
         batch_stats: running statistics of the batch normalisations.
         seed: uint32 scalar; with ``step`` it makes the random key of each step (dropout, shifts).
-        average: running average of parameters and statistics; empty where the recipe has none.
+        average: running average of parameters and statistics; empty where none is kept.
     """
 
     batch_stats: chex.ArrayTree
@@ -67,9 +65,10 @@ class Images(NamedTuple):
 def create_train_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    images: Images,
-    seed: int,
-    recipe: Recipe = D2L,
+    examples: tuple[UInt8[Array, "N H W C"], Int[Array, " N"]],
+    seed: int = 0,
+    *,
+    average: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Initialises parameters and optimiser on the device.
@@ -77,18 +76,22 @@ def create_train_state(
     Args:
         model: called as ``model(images, train=...)``.
         optimizer: any Optax optimiser.
-        images: tells the number of channels; the initial values do not depend on the pixels.
+        examples: images and labels, such as the first batch or `Images`. They tell the number of
+            channels, and are checked; the initial values do not depend on them.
         seed: decides the initial parameters, and what is random in training.
-        recipe: decides whether parameters and statistics are averaged.
+        average: whether to keep a running average of parameters and statistics.
         variables: parameters and statistics to start from instead, copied.
 
     Raises:
-        ValueError: when a label is none of the model's classes.
+        ValueError: when the examples have another shape or dtype, or a label is none of the
+            model's classes.
     """
+    images, labels = examples
+    check_examples(images, labels)
     if num_classes := getattr(model, "num_classes", 0):
-        check_label_range(images.labels, num_classes)
+        check_label_range(labels, num_classes)
     if variables is None:
-        variables = _initialize(model, seed, channels=images.images.shape[-1])
+        variables = _initialize(model, seed, channels=images.shape[-1])
     else:  # a step gives the state's buffers away; the caller keeps its own
         variables = jax.tree.map(jnp.copy, dict(variables))
     state = TrainState.create(
@@ -97,7 +100,7 @@ def create_train_state(
         batch_stats=variables.get("batch_stats", {}),
         tx=optimizer,
         seed=jnp.uint32(seed),
-        average=jax.tree.map(jnp.copy, dict(variables)) if recipe.average_decay else {},
+        average=jax.tree.map(jnp.copy, dict(variables)) if average else {},
     )
     return state.replace(step=jnp.int32(0))  # an array, as after a step or a restore
 
@@ -107,83 +110,89 @@ def _initialize(model: nn.Module, seed: int, *, channels: int) -> Any:
     return model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, channels)))
 
 
-@partial(jax.jit, static_argnames=("image_size", "recipe"), donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("image_size", "label_smoothing", "shift", "flip", "average_decay"),
+    donate_argnames="state",
+)
 def train_step(
     state: TrainState,
     metrics: Metrics,
-    data: Images,
-    indices: Int[Array, " B"],
+    images: UInt8[Array, "B H W C"],
+    labels: Int[Array, " B"],
     *,
     image_size: int,
-    recipe: Recipe = D2L,
+    label_smoothing: float = 0.0,
+    shift: int = 0,
+    flip: bool = False,
+    average_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One step of the optimiser on the cross-entropy's mean over the batch (D2L, `train_ch6`).
 
     Args:
         state: donated: its buffers are reused for the new state.
         metrics: the sums so far.
-        data: the whole training set.
-        indices: int32 (B,), the batch's samples.
+        images: uint8 (B, H, W, C).
+        labels: integers (B,).
         image_size: height and width the images are resized to, in pixels.
-        recipe: decides augmentation, label smoothing and averaging; D2L has none of them.
+        label_smoothing: share of each label spread over all classes.
+        shift: pixels by which an image is moved at random at most, along each axis.
+        flip: mirror half of the images, at random.
+        average_decay: weight of the past in the state's running average, where it keeps one.
 
     Returns:
         The new state, and the sums with this batch's loss and hits *before* the update.
+
+    Raises:
+        ValueError: when images or labels have another shape or dtype.
     """
-    images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
+    check_examples(images, labels)
+    inputs = prepare_images(images, image_size)
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    images = augment(jax.random.fold_in(key, 1), images, shift=recipe.shift, flip=recipe.flip)
+    inputs = augment(jax.random.fold_in(key, 1), inputs, shift=shift, flip=flip)
 
     def loss_function(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
         logits, updates = state.apply_fn(
             {"params": params, "batch_stats": state.batch_stats},
-            images,
+            inputs,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         uniform = logits.mean(-1) - jax.nn.logsumexp(logits, -1)  # log-probabilities' mean
-        share = recipe.label_smoothing
+        share = label_smoothing
         objective = (1 - share) * losses - share * uniform if share else losses
         return objective.mean(), (updates["batch_stats"], logits, losses)
 
     gradients, (batch_stats, logits, losses) = jax.grad(loss_function, has_aux=True)(state.params)
     state = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
-    if recipe.average_decay:
+    if state.average:
         new = {"params": state.params, "batch_stats": state.batch_stats}
-        state = state.replace(
-            average=moving_average(recipe, state.average, new, jnp.asarray(state.step))
-        )
+        average = moving_average(average_decay, state.average, new, jnp.asarray(state.step))
+        state = state.replace(average=average)
     return state, metrics.add(logits, losses, labels, jnp.ones_like(losses))
 
 
 def train_steps(
-    state: TrainState,
-    metrics: Metrics,
-    data: Images,
-    batches: Int[Array, "S B"],
-    *,
-    image_size: int,
-    recipe: Recipe = D2L,
+    state: TrainState, metrics: Metrics, data: Images, batches: Int[Array, "S B"], **options: Any
 ) -> tuple[TrainState, Metrics]:
     """Several calls of `train_step` as one program, so that the host need not start each.
 
     Args:
-        state: see `train_step`.
-        metrics: see `train_step`.
-        data: see `train_step`.
+        state: the training's.
+        metrics: the sums so far.
+        data: the whole training set, on the device.
         batches: int32 (S, B), the samples of each step.
-        image_size: see `train_step`.
-        recipe: see `train_step`.
+        **options: of `train_step`.
     """
-    step = partial(train_step, image_size=image_size, recipe=recipe)
-    if len(batches) == 1:  # a CPU has no quick convolution inside a loop
-        return step(state, metrics, data, batches[0])
 
     def next_step(reached: Any, indices: jax.Array) -> tuple[Any, None]:
-        return step(*reached, data, indices), None
+        images, labels = data.images[indices], data.labels[indices]
+        return train_step(*reached, images, labels, **options), None
 
+    if len(batches) == 1:  # a CPU has no quick convolution inside a loop
+        return next_step((state, metrics), batches[0])[0]
     return jax.lax.scan(next_step, (state, metrics), batches)[0]
 
 
@@ -191,8 +200,8 @@ def train_steps(
 def eval_step(
     state: TrainState,
     metrics: Metrics,
-    data: Images,
-    indices: Int[Array, " B"],
+    images: UInt8[Array, "B H W C"],
+    labels: Int[Array, " B"],
     weights: Float[Array, " B"],
     *,
     image_size: int,
@@ -203,16 +212,24 @@ def eval_step(
     Args:
         state: the parameters and running statistics to evaluate.
         metrics: the sums so far.
-        data: the whole test set.
-        indices: int32 (B,), the batch's samples.
+        images: uint8 (B, H, W, C).
+        labels: integers (B,).
         weights: float32 (B,), 1 for a sample and 0 for padding.
         image_size: height and width the images are resized to, in pixels.
         flip: average the logits with those of the mirrored images.
     """
-    images, labels = prepare_images(data.images[indices], image_size), data.labels[indices]
-    logits = mirrored_logits(partial(state.apply_fn, state.variables, train=False), images, flip)
+    inputs = prepare_images(images, image_size)
+    logits = mirrored_logits(partial(state.apply_fn, state.variables, train=False), inputs, flip)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return metrics.add(logits, losses, labels, weights)
+
+
+@partial(jax.jit, static_argnames=("image_size", "flip"))
+def _eval_by_index(
+    state: TrainState, metrics: Metrics, data: Images, indices: Any, weights: Any, **options: Any
+) -> Metrics:
+    images, labels = data.images[indices], data.labels[indices]
+    return eval_step(state, metrics, images, labels, weights, **options)
 
 
 def evaluate(
@@ -229,10 +246,10 @@ def evaluate(
 
     Args:
         state: the parameters and running statistics to evaluate.
-        data: the set.
+        data: the set, on the device.
         batch_size: images at a time; it changes nothing in the result.
         image_size: height and width the images are resized to, in pixels.
-        flip: see `eval_step`.
+        flip: average each image's logits with those of its mirror image.
         mesh: the devices that share the work, if there are several.
         before_batch: called before each batch; it may raise.
     """
@@ -249,8 +266,16 @@ def evaluate(
         batch: Any = (indices, weights)
         if mesh:
             batch = (split_batch(indices, mesh), split_batch(weights, mesh))
-        metrics = eval_step(state, metrics, data, *batch, image_size=image_size, flip=flip)
+        metrics = _eval_by_index(state, metrics, data, *batch, image_size=image_size, flip=flip)
     return metrics
+
+
+def moving_average(decay: float, average: Any, new: Any, step: jax.Array) -> Any:
+    """One step of the exponential moving average; in the first steps it forgets faster."""
+    share = jnp.minimum(decay, (1 + step) / (10 + step))
+    updated = optax.incremental_update(new, average, 1 - share)
+    # Rounding must not move the average of what stays the same: frozen parts keep their bits.
+    return jax.tree.map(lambda a, b, c: jnp.where(a == b, a, c), average, new, updated)
 
 
 def check_examples(images: Any, labels: Any) -> None:

@@ -204,6 +204,8 @@ def test_it_trains_on_a_folder_of_images(own_data_runs):
         "folder:pets: 24 images to train on, 6 to test on; 8x8 pixels, coloured; 3 classes\n"
         in process.stderr
     )
+    network = json.loads((folder / "first" / "config.json").read_text())["network"]
+    assert network["fit"] == "crop"
     weights = load_file(folder / "first" / "model.safetensors")
     assert weights["conv1.weight"].shape == (32, 3, 3, 3)
     assert weights["fc.weight"].shape[0] == 3

@@ -20,13 +20,13 @@ from safetensors.numpy import load_file, save_file
 from resnet_flax import ARCHITECTURES, FLAVOURS, build_model
 from resnet_flax.errors import InputError
 from resnet_flax.inference.pretrained import Network, from_pretrained, read_pretrained
-from resnet_flax.runs.checkpoints import RunFolder
 from resnet_flax.runs.config import TrainConfig
+from resnet_flax.runs.run_folder import open_run
 from resnet_flax.training.recipes import RECIPES
 from tests.support.finished_run import MODEL, new_network, write_pretrained
 
 MODELS = {
-    **{f"recipe {name}": build_model("resnet18", **r.model_fields) for name, r in RECIPES.items()},
+    **{f"recipe {name}": build_model(r.model, r.flavour) for name, r in RECIPES.items()},
     **{
         f"{name} {flavour}": build_model(name, flavour)
         for name in ARCHITECTURES
@@ -100,15 +100,14 @@ def test_a_finished_run_can_be_resumed_and_stays_readable(run):
     before = json.loads((run / "config.json").read_text())
     flags = {"run_dir": run, "image_size": 28, "learning_rate": 0.1, "test_examples": 60}
     config = TrainConfig(**flags, epochs=12, resume=True)
-    with RunFolder(config, network=before["network"]):
-        pass
+    open_run(config, network=before["network"])
     after = json.loads((run / "config.json").read_text())
     assert after["network"] == before["network"]
     assert (before["epochs"], after["epochs"]) == (10, 12)
     from_pretrained(run)
     other = TrainConfig(**flags, seed=1, resume=True)
-    with pytest.raises(InputError, match="whose run differs: --seed 0 there, 1 here"):
-        RunFolder(other, network=before["network"])
+    with pytest.raises(InputError, match="whose run differs: `seed` 0 there, 1 here"):
+        open_run(other, network=before["network"])
 
 
 def refused(folder: Path) -> str:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from resnet_flax.errors import InputError, TrainingError
-from resnet_flax.runs.checkpoints import RunFolder
 from resnet_flax.runs.config import TrainConfig
-from resnet_flax.training.metrics import EpochResult, Metrics
-from resnet_flax.training.position import Position
-from tests.support.small_run import new_state, random_data, run_epoch
+from resnet_flax.runs.run_folder import open_run, write_metrics
+from resnet_flax.training.metrics import Metrics
+from resnet_flax.training.position import EpochResult, Position
+from tests.support.small_run import checkpoints_of, new_state, random_data, run_epoch
 
 RESULT = EpochResult(1, 0.5, 0.8, 0.7, 100.0, 2.0)
 MIDDLE = Position([RESULT], 3, Metrics(jnp.float32(1 / 3), jnp.int32(5), jnp.int32(24)), 0.1)
@@ -22,7 +22,7 @@ def saved_run(path: Path, positions: int = 1) -> tuple[TrainConfig, list]:
     """A run folder with a checkpoint for each of several steps; returns the states too."""
     data = random_data(16)
     state, states = new_state(data), []
-    with RunFolder(TrainConfig(run_dir=path)) as folder:
+    with checkpoints_of(TrainConfig(run_dir=path)) as folder:
         for number in range(positions):
             state, _ = run_epoch(state, data, 8)
             states.append(jax.tree.map(jnp.copy, state))
@@ -43,7 +43,7 @@ def largest_file(folder: Path) -> Path:
 def test_what_is_saved_comes_back_to_the_bit(tmp_path):
     config, (state,) = saved_run(tmp_path / "run")
     fresh = new_state(random_data(16), seed=9)
-    with RunFolder(config) as folder:
+    with checkpoints_of(config) as folder:
         restored, position = folder.restore(fresh)
     assert position == MIDDLE.replace(steps=0)
     chex.assert_trees_all_equal(jax.tree.leaves(restored), jax.tree.leaves(state))
@@ -52,15 +52,13 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path):
 
 def test_more_epochs_may_be_asked_for(tmp_path):
     saved_run(tmp_path)
-    with RunFolder(TrainConfig(run_dir=tmp_path, resume=True, epochs=12)):
+    with checkpoints_of(TrainConfig(run_dir=tmp_path, resume=True, epochs=12)):
         assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 12
 
 
 def test_metrics_file_has_one_line_an_epoch(tmp_path):
-    state = new_state(random_data(2))
-    with RunFolder(TrainConfig(run_dir=tmp_path)) as folder:
-        folder.save(state, Position([RESULT]))
-        folder.save(state, Position([RESULT, RESULT._replace(epoch=2)]))
+    write_metrics(tmp_path, [RESULT])
+    write_metrics(tmp_path, [RESULT, RESULT._replace(epoch=2)])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert list(rows[0]) == list(RESULT._fields)
@@ -69,19 +67,19 @@ def test_metrics_file_has_one_line_an_epoch(tmp_path):
 def test_the_latest_and_the_best_are_kept(tmp_path):
     state = new_state(random_data(2))
     results = []
-    with RunFolder(TrainConfig(run_dir=tmp_path)) as folder:
+    with checkpoints_of(TrainConfig(run_dir=tmp_path)) as folder:
         for epoch, accuracy in enumerate((0.5, 0.9, 0.6, 0.7, 0.8, 0.7), 1):
             folder.save(state.replace(step=10 * epoch), Position(list(results), 1))
             results.append(RESULT._replace(epoch=epoch, test_acc=accuracy))
-            folder.save(state.replace(step=10 * epoch), Position(list(results)))
+            folder.save(state.replace(step=10 * epoch), Position(list(results)), accuracy)
     assert [path.name for path in checkpoints(tmp_path)] == ["22", "55", "65", "66"]
 
 
 def test_a_folder_without_checkpoint_starts_anew(tmp_path):
-    with RunFolder(TrainConfig(run_dir=tmp_path)):
+    with checkpoints_of(TrainConfig(run_dir=tmp_path)):
         pass
     state = new_state(random_data(2))
-    with RunFolder(TrainConfig(run_dir=tmp_path, resume=True)) as folder:
+    with checkpoints_of(TrainConfig(run_dir=tmp_path, resume=True)) as folder:
         same, position = folder.restore(state)
     chex.assert_trees_all_equal(same.params, state.params)
     assert position == Position()
@@ -90,7 +88,7 @@ def test_a_folder_without_checkpoint_starts_anew(tmp_path):
 @pytest.mark.parametrize(
     "damage", ["truncated", "flipped", "removed", "position", "emptied", "unfinished"]
 )
-def test_the_newest_whole_checkpoint_is_taken(tmp_path, damage):
+def test_the_newest_whole_checkpoint_is_taken(tmp_path, damage, caplog):
     config, states = saved_run(tmp_path, 3)
     newest = checkpoints(tmp_path)[-1]
     file = largest_file(newest)
@@ -109,59 +107,55 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path, damage):
     else:
         file = newest / "position" / "metadata"
         file.write_text(file.read_text().replace('"correct": 5', '"correct": 6'))
-    said = []
-    with RunFolder(config, said.append) as folder:
+    with checkpoints_of(config) as folder:
         restored, position = folder.restore(new_state(random_data(16), seed=9))
         chex.assert_trees_all_equal(restored.params, states[1].params)
         assert position.steps == 1
         folder.save(states[2], MIDDLE)  # the damaged one is not in its way
-    assert len(said) == 1
+    assert len(caplog.messages) == 1
     state = "unfinished" if damage == "unfinished" else "damaged"
-    assert f"checkpoint {newest.name} is {state}" in said[0]
-    with RunFolder(config) as folder:
+    assert f"checkpoint {newest.name} is {state}" in caplog.messages[0]
+    with checkpoints_of(config) as folder:
         restored, _ = folder.restore(new_state(random_data(16), seed=9))
         chex.assert_trees_all_equal(restored.params, states[2].params)
 
 
-def test_it_does_not_start_anew_when_all_are_damaged(tmp_path):
+def test_it_does_not_start_anew_when_all_are_damaged(tmp_path, caplog):
     config, _ = saved_run(tmp_path, 2)
     for each in checkpoints(tmp_path):
         largest_file(each).write_bytes(b"")
-    said = []
     with (
-        RunFolder(config, said.append) as folder,
+        checkpoints_of(config) as folder,
         pytest.raises(InputError, match="all its checkpoints are damaged"),
     ):
         folder.restore(new_state(random_data(2)))
-    assert len(said) == len(checkpoints(tmp_path)) == 2
+    assert len(caplog.messages) == len(checkpoints(tmp_path)) == 2
 
 
-def test_a_first_checkpoint_that_was_not_finished_is_as_none(tmp_path):
+def test_a_first_checkpoint_that_was_not_finished_is_as_none(tmp_path, caplog):
     config, _ = saved_run(tmp_path)
     (checkpoints(tmp_path)[0] / "SHA256SUMS").unlink()
-    said = []
-    with RunFolder(config, said.append) as folder:
+    with checkpoints_of(config) as folder:
         assert folder.restore(new_state(random_data(2)))[1] == Position()
-    assert said == ["checkpoint 3 is unfinished"]
+    assert caplog.messages == ["checkpoint 3 is unfinished"]
     assert checkpoints(tmp_path) == []
 
 
 def test_the_same_place_is_saved_once(tmp_path):
     config, (state,) = saved_run(tmp_path)
-    with RunFolder(config) as folder:
+    with checkpoints_of(config) as folder:
         folder.save(state, MIDDLE.replace(steps=0))
         folder.save(state, MIDDLE.replace(steps=0))
     assert len(checkpoints(tmp_path)) == 1
 
 
-def test_other_arrays_are_refused_before_they_are_read(tmp_path):
+def test_other_arrays_are_refused_before_they_are_read(tmp_path, caplog):
     config, _ = saved_run(tmp_path)
     other = new_state(random_data(2))
     params = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape, 2)), other.params)
-    said = []
-    with RunFolder(config, said.append) as folder, pytest.raises(InputError):
+    with checkpoints_of(config) as folder, pytest.raises(InputError):
         folder.restore(other.replace(params=params))
-    assert "it holds other arrays" in said[0]
+    assert "it holds other arrays" in caplog.messages[0]
 
 
 def test_what_a_killed_run_left_is_cleared_away(tmp_path):
@@ -169,7 +163,7 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     half = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp"
     half.mkdir()
     (half / "data").write_text("half")
-    with RunFolder(config) as folder:
+    with checkpoints_of(config) as folder:
         _, position = folder.restore(new_state(random_data(2)))
     assert position.results == [RESULT]
     assert not half.exists()
@@ -182,52 +176,52 @@ def test_what_cannot_be_written_is_told(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     told = "no space left on the device; the earlier checkpoints are whole"
-    with RunFolder(config) as folder, monkeypatch.context() as patch:
+    with checkpoints_of(config) as folder, monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         folder.save(states[1].replace(step=7), MIDDLE)
         with pytest.raises(TrainingError, match=told):
             folder.save(states[1].replace(step=8), MIDDLE)
-    with RunFolder(config) as folder:
+    with checkpoints_of(config) as folder:
         assert folder.restore(states[0])[1].steps == 1
 
 
 def test_a_run_is_not_overwritten(tmp_path):
-    RunFolder(TrainConfig(run_dir=tmp_path))
-    with pytest.raises(InputError, match="holds a run already: add --resume"):
-        RunFolder(TrainConfig(run_dir=tmp_path))
+    open_run(TrainConfig(run_dir=tmp_path))
+    with pytest.raises(InputError, match="holds a run already: add `resume`"):
+        open_run(TrainConfig(run_dir=tmp_path))
 
 
 def test_another_run_is_not_resumed(tmp_path):
-    RunFolder(TrainConfig(run_dir=tmp_path))
+    open_run(TrainConfig(run_dir=tmp_path))
     before = (tmp_path / "config.json").read_text()
     other = TrainConfig(run_dir=tmp_path, resume=True, seed=1, image_size=28)
     with pytest.raises(InputError) as error:
-        RunFolder(other)
-    assert "--image-size 96 there, 28 here; --seed 0 there, 1 here" in str(error.value)
+        open_run(other)
+    assert "`image_size` 96 there, 28 here; `seed` 0 there, 1 here" in str(error.value)
     assert (tmp_path / "config.json").read_text() == before
 
 
 def test_nothing_to_resume(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="there is no run in runs/"):
-        RunFolder(TrainConfig(resume=True))
+        open_run(TrainConfig(resume=True))
     with pytest.raises(InputError, match="missing holds no run"):
-        RunFolder(TrainConfig(resume=True, run_dir=Path("missing")))
+        open_run(TrainConfig(resume=True, run_dir=Path("missing")))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_configuration_is_told(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"cannot resume: .*config.json is unreadable"):
-        RunFolder(TrainConfig(run_dir=tmp_path, resume=True))
+        open_run(TrainConfig(run_dir=tmp_path, resume=True))
 
 
 def test_the_newest_run_is_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = RunFolder(TrainConfig(run_dir=Path("runs/a")))
-    RunFolder(TrainConfig(run_dir=Path("runs/b"), resume=False))
-    (first.path / "config.json").touch()
-    assert RunFolder(TrainConfig(resume=True)).path == Path("runs/a")
+    first = open_run(TrainConfig(run_dir=Path("runs/a")))
+    open_run(TrainConfig(run_dir=Path("runs/b"), resume=False))
+    (first / "config.json").touch()
+    assert open_run(TrainConfig(resume=True)) == Path("runs/a")
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
@@ -235,4 +229,4 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(
         InputError, match=r"cannot write the run folder .*file/run: Not a directory"
     ):
-        RunFolder(TrainConfig(run_dir=tmp_path / "file" / "run"))
+        open_run(TrainConfig(run_dir=tmp_path / "file" / "run"))

@@ -12,7 +12,7 @@ from resnet_flax.runs.plotting import (
     plot_mistakes,
     plot_predictions,
 )
-from resnet_flax.training.metrics import EpochResult
+from resnet_flax.training.position import EpochResult
 from tests.support.finished_run import random_images
 
 MANY = [f"a rather long class name, number {number}" for number in range(100)]

@@ -8,7 +8,7 @@ import pytest
 from resnet_flax.data.tfds import read_tfrecords
 from resnet_flax.errors import InputError
 from resnet_flax.runs.tensorboard import TAGS, import_tensorboard, write_events
-from resnet_flax.training.metrics import EpochResult
+from resnet_flax.training.position import EpochResult
 
 RESULTS = [EpochResult(n, 1 / n, 0.5 + n / 100, 0.4 + n / 100, 100.0 * n, 10.0) for n in (1, 2, 3)]
 

@@ -10,10 +10,10 @@ from flax.traverse_util import unflatten_dict
 from resnet_flax.data import FASHION_MNIST_CLASSES, Dataset
 from resnet_flax.inference.pretrained import Network
 from resnet_flax.nn.resnet import ResNet
-from resnet_flax.runs.checkpoints import RunFolder
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.results import write_results
-from resnet_flax.training.metrics import EpochResult
+from resnet_flax.runs.run_folder import open_run
+from resnet_flax.training.position import EpochResult
 from resnet_flax.weights import save_safetensors, to_torch, variable_shapes
 
 MODEL = ResNet((1, 1), channels=8, stem="small")
@@ -65,8 +65,8 @@ def finish_run(folder: Path, network: Network, **flags: Any) -> FinishedRun:
     """Writes the folder."""
     variables, data = new_variables(network), random_images(60)
     config = TrainConfig(run_dir=folder, image_size=network.image_size, **flags)
-    with RunFolder(config, network=network.as_json()):
-        write_results(folder, config, network, variables, data, RESULTS)
+    open_run(config, network.as_json())
+    write_results(folder, config, network, variables, data, RESULTS)
     return FinishedRun(folder, network, variables, data)
 
 

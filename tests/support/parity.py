@@ -24,7 +24,7 @@ from resnet_flax import Bottleneck, Residual, ResNet, Stage, build_model
 from resnet_flax.data import Dataset
 from resnet_flax.nn.layers import BatchNorm, Conv
 from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.step import Images, TrainState, train_step
+from resnet_flax.training.step import TrainState, train_step
 from resnet_flax.weights.keys import torch_keys
 from resnet_flax.weights.state_dict import from_torch, to_torch
 from tests.support import torch_reference as reference
@@ -337,14 +337,12 @@ def training_differences(
         state = TrainState.create(
             apply_fn=model.apply, tx=optax_sgd(**options), seed=np.uint32(seed), **variables
         )
-        on_device = Images.place(data.images, data.labels)
         for start in range(0, STEPS * batch, batch):
-            indices = np.arange(start, start + batch, dtype=np.int32)
-            state, _ = train_step(state, Metrics.empty(), on_device, indices, image_size=image_size)
-            pixels = [pillow_resize(image, image_size) for image in data.images[indices]]
+            ours, labels = (part[start : start + batch] for part in (data.images, data.labels))
+            state, _ = train_step(state, Metrics.empty(), ours, labels, image_size=image_size)
+            pixels = [pillow_resize(image, image_size) for image in ours]
             # Scaled in float32, as torchvision's ToTensor does, whatever the network's dtype.
             images = torch.from_numpy(np.stack(pixels)[:, None]).float() / 255
-            labels = data.labels[indices]
             step_of_theirs(net, their_optimiser, images.to(getattr(torch, dtype)), labels)
         found = to_torch(model, state.variables, case.layout, num_batches_tracked=STEPS)
     expected = {key: array(value) for key, value in net.state_dict().items()}

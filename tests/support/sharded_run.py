@@ -14,8 +14,9 @@ from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.machine.runtime import configure_runtime
 from resnet_flax.nn.resnet import ResNet
-from resnet_flax.runs.checkpoints import RunFolder
+from resnet_flax.runs.checkpoints import Checkpoints
 from resnet_flax.runs.config import TrainConfig
+from resnet_flax.runs.run_folder import CHECKPOINTS, open_run
 from resnet_flax.training.loop import fit
 from resnet_flax.training.progress import Progress
 from resnet_flax.training.step import Images, create_train_state
@@ -41,14 +42,18 @@ def main(result: Path, epochs: int, *others: str) -> None:
     model = ResNet((1, 1), stem="cifar", num_classes=10, channels=8, **dtypes)
     optimizer = optax.sgd(0.05, momentum=0.9)
     state = create_train_state(model, optimizer, Images.place(images, labels), 0)
-    with RunFolder(config) as folder:
-        state, position = folder.restore(state)
+    folder = open_run(config) / CHECKPOINTS if jax.process_index() == 0 else None
+    with Checkpoints(folder) as checkpoints:
+        state, position = checkpoints.restore(state)
         state, position = fit(
             job,
             replicate(state, mesh),
             position,
-            progress=Progress(config),
-            save=folder.save,
+            progress=Progress(epochs, 8),
+            save=checkpoints.save,
+            epoch_ended=lambda state, position: checkpoints.save(
+                state, position, position.results[-1].test_acc
+            ),
             interruption=Interruption(),
         )
     assert int(state.step) == 10 * epochs

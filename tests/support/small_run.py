@@ -11,10 +11,13 @@ from resnet_flax.data import shuffled_batches
 from resnet_flax.machine.devices import data_mesh
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.nn.resnet import ResNet
+from resnet_flax.runs.checkpoints import Checkpoints
+from resnet_flax.runs.config import TrainConfig
+from resnet_flax.runs.run_folder import CHECKPOINTS, open_run
 from resnet_flax.training.loop import Job, train_epoch
-from resnet_flax.training.metrics import EpochResult, Metrics
-from resnet_flax.training.position import Position
-from resnet_flax.training.recipes import RECIPES, Recipe
+from resnet_flax.training.metrics import Metrics
+from resnet_flax.training.position import EpochResult, Position
+from resnet_flax.training.recipes import RECIPES
 from resnet_flax.training.step import Images, TrainState, create_train_state, train_steps
 
 MODEL = ResNet((1,), stem="cifar", num_classes=10, channels=8)  # few compile quickly
@@ -32,9 +35,9 @@ def new_state(
     data: Images,
     optimizer: optax.GradientTransformation | None = None,
     seed: int = 0,
-    recipe: Recipe = RECIPES["d2l"],
+    average: bool = False,
 ) -> TrainState:
-    return create_train_state(MODEL, optimizer or optax.sgd(0.05), data, seed, recipe)
+    return create_train_state(MODEL, optimizer or optax.sgd(0.05), data, seed, average=average)
 
 
 def new_job(data: Images, batch_size: int, **changes: Any) -> Job:
@@ -44,10 +47,16 @@ def new_job(data: Images, batch_size: int, **changes: Any) -> Job:
         batches=lambda epoch: shuffled_batches(len(data.labels), batch_size, seed=0, epoch=epoch),
         epochs=1,
         image_size=IMAGE_SIZE,
-        recipe=RECIPES["d2l"],
+        flip=False,
+        step_options=RECIPES["d2l"].step_options(),
         mesh=data_mesh(),
     )
     return job._replace(**changes)
+
+
+def checkpoints_of(config: TrainConfig) -> Checkpoints:
+    """Those of the run that the configuration asks for."""
+    return Checkpoints(open_run(config) / CHECKPOINTS)
 
 
 def run_epoch(

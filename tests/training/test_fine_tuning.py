@@ -11,13 +11,13 @@ from flax.traverse_util import unflatten_dict
 
 from resnet_flax import ResNet
 from resnet_flax.errors import InputError
-from resnet_flax.runs.checkpoints import RunFolder
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import Position
 from resnet_flax.training.recipes import RECIPES, build_optimizer, freeze
 from resnet_flax.training.step import Images, TrainState, create_train_state, train_step
 from resnet_flax.weights import save_safetensors, start_from, to_torch, variable_shapes
+from tests.support.small_run import checkpoints_of
 
 FAST, D2L = RECIPES["fast"], RECIPES["d2l"]
 PARTS = ("stem", "layer1", "layer2")
@@ -49,22 +49,24 @@ def new_state(
 ) -> TrainState:
     variables = variables or random_variables(model, channels, seed)
     optimizer = freeze(build_optimizer(recipe, 0.1, 10), model)
-    return create_train_state(model, optimizer, data(channels), seed, recipe, variables)
+    average = recipe.average_decay > 0
+    return create_train_state(
+        model, optimizer, data(channels), seed, average=average, variables=variables
+    )
 
 
 @functools.cache
 def compiled(count: int, recipe):
     """A new state, and the compiled step for it."""
     state = new_state(network(frozen_stages=count), recipe=recipe)
-    indices = jax.ShapeDtypeStruct((8,), jnp.int32)
-    arguments = (state, Metrics.empty(), data(), indices)
-    return state, train_step.lower(*arguments, image_size=8, recipe=recipe).compile()
+    arguments = (state, Metrics.empty(), *data())
+    return state, train_step.lower(*arguments, image_size=8, **recipe.step_options()).compile()
 
 
 def trained(state: TrainState, step, steps: int = 3) -> TrainState:
     state = jax.tree.map(jnp.copy, state)
     for _ in range(steps):
-        state, _ = step(state, Metrics.empty(), data(), np.arange(8, dtype=np.int32))
+        state, _ = step(state, Metrics.empty(), *data())
     return state
 
 
@@ -116,17 +118,17 @@ def test_gradients_that_nothing_needs_cost_nothing():
 
 def test_a_frozen_run_can_be_saved_and_resumed(tmp_path):
     state = trained(*compiled(1, FAST))
-    with RunFolder(TrainConfig(run_dir=tmp_path, freeze_stages=1)) as folder:
+    with checkpoints_of(TrainConfig(run_dir=tmp_path, freeze_stages=1)) as folder:
         folder.save(state, Position(steps=3))
     fresh = new_state(network(frozen_stages=1), seed=9, recipe=FAST)
-    with RunFolder(TrainConfig(run_dir=tmp_path, freeze_stages=1, resume=True)) as folder:
+    with checkpoints_of(TrainConfig(run_dir=tmp_path, freeze_stages=1, resume=True)) as folder:
         restored, _ = folder.restore(fresh)
     chex.assert_trees_all_equal(jax.tree.leaves(restored), jax.tree.leaves(state))
     assert jax.tree.structure(restored) == jax.tree.structure(fresh)
 
 
 def test_more_parts_than_there_are():
-    with pytest.raises(InputError, match="frozen_stages must be at most 3, the stem and 2 stages"):
+    with pytest.raises(InputError, match="`freeze_stages` must be at most 3, the stem and 2 stages"):
         new_state(network(frozen_stages=4))
 
 
@@ -137,10 +139,10 @@ def test_averages_start_from_the_file_too(tmp_path):
     state, step = compiled(1, FAST)
     model = state.apply_fn.__self__
     variables = start_from(path, model, channels=1, seed=0)
-    new = create_train_state(model, state.tx, data(), 0, FAST, variables)
+    new = create_train_state(model, state.tx, data(), average=True, variables=variables)
     chex.assert_trees_all_equal(new.params["layer2"], old.params["layer2"])
     chex.assert_trees_all_equal(
         new.variables, {"params": new.params, "batch_stats": new.batch_stats}
     )
     assert new.variables is new.average
-    step(new, Metrics.empty(), data(), np.arange(8, dtype=np.int32))  # shares no donated buffer
+    step(new, Metrics.empty(), *data())  # shares no donated buffer

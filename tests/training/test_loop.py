@@ -11,7 +11,6 @@ import pytest
 
 from resnet_flax.errors import TrainingError
 from resnet_flax.machine.interruption import Interrupted, Interruption
-from resnet_flax.runs.config import TrainConfig
 from resnet_flax.training import loop
 from resnet_flax.training.compilation import compile_train_steps
 from resnet_flax.training.loop import fit, stack_batches
@@ -23,6 +22,7 @@ from tests.support.small_run import new_job, new_state, random_data
 EPOCHS, BATCH_SIZE, BATCHES = 2, 8, 3
 # Momentum and an average of the parameters, so that all a state can hold is in it.
 FAST = RECIPES["fast"]
+FAST_JOB = {"flip": FAST.flip, "step_options": FAST.step_options()}
 DATA = random_data(20)
 OPTIMIZER = build_optimizer(FAST, 0.05, EPOCHS * BATCHES)
 
@@ -48,8 +48,8 @@ class Run(SimpleNamespace):
 
 def run(state=None, position=None, *, stop_at=None, save=None, **changes) -> Run:
     """Trains; a signal comes when this many things were reported or saved."""
-    job = new_job(DATA, BATCH_SIZE, epochs=EPOCHS, recipe=FAST, **changes)
-    state = state or new_state(DATA, OPTIMIZER, recipe=FAST)
+    job = new_job(DATA, BATCH_SIZE, epochs=EPOCHS, **FAST_JOB, **changes)
+    state = state or new_state(DATA, OPTIMIZER, average=True)
     interruption, events = Interruption(), 0
     found = Run(saved=[], error=None)
 
@@ -73,8 +73,9 @@ def run(state=None, position=None, *, stop_at=None, save=None, **changes) -> Run
             job,
             state,
             position or Position(),
-            progress=Reporter(TrainConfig()),
+            progress=Reporter(EPOCHS, 8),
             save=save or keep,
+            epoch_ended=save or keep,
             interruption=interruption,
         )
     except Interrupted as stop:
@@ -124,7 +125,7 @@ def test_it_stops_when_asked_and_what_it_saved_goes_on(stop_at, undisturbed):
 
 
 def test_a_loss_that_is_not_a_number_is_never_saved():
-    state = new_state(DATA, OPTIMIZER, recipe=FAST)
+    state = new_state(DATA, OPTIMIZER, average=True)
     broken = state.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
     with pytest.raises(TrainingError, match="the loss is nan in epoch 1, step 1"):
         run(broken, seconds_between_checkpoints=0.0, save=refuse)

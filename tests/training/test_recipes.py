@@ -9,8 +9,13 @@ import pytest
 from resnet_flax.nn.preprocessing import augment
 from resnet_flax.nn.resnet import build_model
 from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.recipes import RECIPES, build_optimizer, moving_average
-from resnet_flax.training.step import create_train_state, eval_step, train_step
+from resnet_flax.training.recipes import RECIPES, build_optimizer
+from resnet_flax.training.step import (
+    create_train_state,
+    eval_step,
+    moving_average,
+    train_step,
+)
 from tests.support.small_run import random_data
 
 FAST, D2L = RECIPES["fast"], RECIPES["d2l"]
@@ -81,16 +86,15 @@ def test_decay_spares_biases_and_batch_normalisation():
 
 
 def test_the_average_follows_and_is_evaluated():
-    assert float(moving_average(FAST, 0.0, 1.0, jnp.int32(0))) == pytest.approx(0.9)
-    assert float(moving_average(FAST, 0.0, 1.0, jnp.int32(10**6))) == pytest.approx(
+    assert float(moving_average(FAST.average_decay, 0.0, 1.0, jnp.int32(0))) == pytest.approx(0.9)
+    assert float(moving_average(FAST.average_decay, 0.0, 1.0, jnp.int32(10**6))) == pytest.approx(
         1 - FAST.average_decay, rel=1e-3
     )
     data = random_data(8)
-    model = build_model("resnet18", **FAST.model_fields | {"channels": 4})
-    state = create_train_state(model, build_optimizer(FAST, 0.1, 4), data, 0, FAST)
-    indices = np.arange(8, dtype=np.int32)
+    model = build_model(FAST.model, FAST.flavour, channels=4)
+    state = create_train_state(model, build_optimizer(FAST, 0.1, 4), data, average=True)
     for _ in range(2):
-        state, _ = train_step(state, Metrics.empty(), data, indices, image_size=28, recipe=FAST)
+        state, _ = train_step(state, Metrics.empty(), *data, image_size=28, **FAST.step_options())
     assert state.variables is state.average
     average, newest = state.average["params"]["fc"]["kernel"], state.params["fc"]["kernel"]
     assert bool((average != newest).any())
@@ -99,14 +103,12 @@ def test_the_average_follows_and_is_evaluated():
 def test_flip_averaging_does_not_tell_an_image_from_its_mirror_image():
     data = random_data(8)
     mirrored = data._replace(images=data.images[:, :, ::-1])
-    model = build_model("resnet18", **FAST.model_fields | {"channels": 4})
-    state = create_train_state(model, build_optimizer(FAST, 0.1, 4), data, 0, FAST)
-    indices, weights = np.arange(8, dtype=np.int32), np.ones(8, np.float32)
+    model = build_model(FAST.model, FAST.flavour, channels=4)
+    state = create_train_state(model, build_optimizer(FAST, 0.1, 4), data, average=True)
+    weights = np.ones(8, np.float32)
 
     def loss(data, flip):
-        return eval_step(
-            state, Metrics.empty(), data, indices, weights, image_size=28, flip=flip
-        ).loss
+        return eval_step(state, Metrics.empty(), *data, weights, image_size=28, flip=flip).loss
 
     assert loss(data, True) == pytest.approx(loss(mirrored, True), rel=1e-6)
     assert loss(data, False) != pytest.approx(loss(mirrored, False), rel=1e-6)

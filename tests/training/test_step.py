@@ -10,6 +10,7 @@ import pytest
 from resnet_flax.data import shuffled_batches
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.nn.preprocessing import prepare_images
+from resnet_flax.nn.resnet import build_model
 from resnet_flax.training.loop import check_batches
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import Images, evaluate, train_step
@@ -19,7 +20,6 @@ from tests.support.small_run import IMAGE_SIZE, MODEL, STEPS, new_state, random_
 def test_a_step_is_sgd_on_the_mean_cross_entropy():
     data = random_data(8)
     state = new_state(data)
-    indices = jnp.arange(8, dtype=jnp.int32)
 
     def loss(params):
         logits, update = MODEL.apply(
@@ -33,7 +33,7 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy():
 
     (expected_loss, update), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     expected = jax.tree.map(lambda p, g: p - 0.05 * g, state.params, gradients)
-    after, metrics = train_step(state, Metrics.empty(), data, indices, image_size=IMAGE_SIZE)
+    after, metrics = train_step(state, Metrics.empty(), *data, image_size=IMAGE_SIZE)
     assert metrics.loss == pytest.approx(float(expected_loss), rel=1e-5)
     assert int(after.step) == 1
     chex.assert_trees_all_close(after.params, expected, rtol=1e-5, atol=1e-6)
@@ -45,7 +45,7 @@ def test_the_state_is_immutable_and_donated():
     state = new_state(data)
     with pytest.raises(AttributeError):
         state.step = 3
-    train_step(state, Metrics.empty(), data, jnp.arange(8), image_size=IMAGE_SIZE)
+    train_step(state, Metrics.empty(), *data, image_size=IMAGE_SIZE)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
@@ -108,9 +108,10 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 def test_a_last_batch_of_one_value_per_channel_is_refused_before_training():
     batches = shuffled_batches(9, 8, seed=0, epoch=1)
     with pytest.raises(InputError, match="last batch would hold 1 image of 28x28 pixels"):
-        check_batches(batches, 28)
-    check_batches(batches, 33)  # four values
-    check_batches(shuffled_batches(10, 8, seed=0, epoch=1), 28)
+        check_batches(batches, 28, 32)
+    check_batches(batches, 33, 32)  # four values
+    check_batches(shuffled_batches(10, 8, seed=0, epoch=1), 28, 32)
+    check_batches(batches, 28, build_model("resnet8").total_stride)  # 4x4 values
 
 
 def test_dropout_differs_by_step_and_by_seed():
@@ -120,9 +121,7 @@ def test_dropout_differs_by_step_and_by_seed():
     for seed, steps in ((0, 2), (1, 1)):
         state = new_state(data, optax.sgd(0.0)).replace(apply_fn=model.apply, seed=jnp.uint32(seed))
         for _ in range(steps):
-            state, metrics = train_step(
-                state, Metrics.empty(), data, jnp.arange(8), image_size=IMAGE_SIZE
-            )
+            state, metrics = train_step(state, Metrics.empty(), *data, image_size=IMAGE_SIZE)
             losses.add(metrics.loss)
     assert len(losses) == 3
 
@@ -148,7 +147,8 @@ def test_several_steps_at_once_are_the_same_steps():
     together, sums = STEPS(new_state(data), Metrics.empty(), data, batches)
     state, metrics = new_state(data), Metrics.empty()
     for indices in batches:
-        state, metrics = train_step(state, metrics, data, indices, image_size=IMAGE_SIZE)
+        images, labels = data.images[indices], data.labels[indices]
+        state, metrics = train_step(state, metrics, images, labels, image_size=IMAGE_SIZE)
     assert int(together.step) == 3
     chex.assert_trees_all_close(together.variables, state.variables, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(sums, metrics, rtol=1e-5)

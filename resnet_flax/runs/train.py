@@ -1,0 +1,194 @@
+"""Trains a residual network: the whole job, from a configuration to results."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from resnet_flax.data import Splits, bright_border, load_dataset, shuffled_batches
+from resnet_flax.inference.pretrained import Network
+from resnet_flax.machine.devices import data_mesh, join_processes, replicate
+from resnet_flax.machine.interruption import Interruption
+from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
+from resnet_flax.nn.resnet import ResNet, build_model
+from resnet_flax.runs.checkpoints import Checkpoints
+from resnet_flax.runs.config import TrainConfig
+from resnet_flax.runs.plotting import plot_curves
+from resnet_flax.runs.results import write_results
+from resnet_flax.runs.run_folder import CARD, CHECKPOINTS, CURVES, open_run, write_metrics
+from resnet_flax.runs.tensorboard import import_tensorboard, write_events
+from resnet_flax.training.loop import Job, check_batches, fit
+from resnet_flax.training.position import EpochResult, Position
+from resnet_flax.training.progress import Progress
+from resnet_flax.training.recipes import RECIPES, build_optimizer, freeze
+from resnet_flax.training.step import Images, TrainState, create_train_state
+from resnet_flax.weights import start_from
+
+logger = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """A finished training.
+
+    Attributes:
+        model: the trained network.
+        variables: ``{"params": ..., "batch_stats": ...}``, what ``model.apply`` takes.
+        results: one for each epoch.
+        folder: what it left behind; None in all processes of a run but the first.
+    """
+
+    model: ResNet
+    variables: dict[str, Any]
+    results: list[EpochResult]
+    folder: Path | None
+
+
+def train(
+    config: TrainConfig,
+    *,
+    epoch_ended: Callable[[EpochResult], None] = lambda result: None,
+    interruption: Interruption | None = None,
+) -> Run:
+    """Trains a network, from loading the data to weights, pictures and a model card.
+
+    It works in a notebook and in a thread, and several times in one process. What happens on the
+    way goes to the logger ``resnet_flax``.
+
+    Args:
+        config: what to train, on what, and how.
+        epoch_ended: called after each epoch, in the first process.
+        interruption: watches for the signals that stop the run; by default nothing does.
+
+    Raises:
+        InputError: when something asked for is not there or does not fit, or a file cannot be
+            written.
+        TrainingError: when the loss is no longer finite, or a checkpoint cannot be written.
+        Interrupted: when a watched signal came; what was reached is saved.
+    """
+    interruption = interruption or Interruption()
+    configure_runtime(deterministic=config.deterministic)
+    keep_compiled_programs()
+    join_processes(config.coordinator, config.num_processes, config.process_id)
+    first = jax.process_index() == 0
+    if not first:
+        logging.getLogger("resnet_flax").setLevel(logging.WARNING)
+    if config.tensorboard:
+        import_tensorboard()  # now, and not after the first epoch, it may turn out to be missing
+    mesh = data_mesh()
+    recipe = RECIPES[config.recipe]
+
+    data = load_data(config)
+    model = build_model(
+        config.model,
+        config.flavour,
+        num_classes=len(data.classes),
+        frozen_stages=config.freeze_stages,
+        dtype=config.dtype,
+    )
+
+    def batches(epoch: int) -> list[np.ndarray]:
+        return shuffled_batches(len(data.train), config.batch_size, seed=config.seed, epoch=epoch)
+
+    check_batches(batches(1), config.image_size, model.total_stride)
+    job = Job(
+        train_set=Images.place(data.train.images, data.train.labels, mesh),
+        test_set=Images.place(data.test.images, data.test.labels, mesh),
+        batches=batches,
+        epochs=config.epochs,
+        image_size=config.image_size,
+        flip=recipe.flip,
+        step_options=recipe.step_options(),
+        mesh=mesh,
+        seconds_between_checkpoints=config.checkpoint_seconds,
+    )
+    state = initial_state(config, model, job)
+    network = describe_network(config, model, data)
+
+    folder = open_run(config, network.as_json()) if first else None
+    with Checkpoints(folder / CHECKPOINTS if folder else None) as checkpoints:
+        logger.info("run folder: %s", folder)
+        with interruption.postponed():  # Orbax, cut off while it reads, prints tracebacks
+            state, position = checkpoints.restore(state)
+        state = replicate(state, mesh)
+
+        def keep_epoch(state: TrainState, position: Position) -> None:
+            result = position.results[-1]
+            checkpoints.save(state, position, result.test_acc)
+            if folder:
+                write_metrics(folder, position.results)
+                plot_curves(position.results, folder / CURVES)
+                if config.tensorboard:
+                    write_events(position.results, folder)
+                epoch_ended(result)
+
+        state, position = fit(
+            job,
+            state,
+            position,
+            progress=Progress(config.epochs, config.image_size),
+            save=checkpoints.save,
+            epoch_ended=keep_epoch,
+            interruption=interruption,
+        )
+    if folder:
+        logger.info("drawing pictures, writing %s", folder / CARD)
+        write_results(folder, config, network, state.variables, data.test, position.results)
+    return Run(model, state.variables, position.results, folder)
+
+
+def load_data(config: TrainConfig) -> Splits:
+    """Loads the data set, and takes what the configuration asks for.
+
+    Raises:
+        InputError: when it cannot be loaded, or has too few examples.
+    """
+    data = load_dataset(
+        config.dataset, config.data_dir, image_size=config.image_size, seed=config.seed
+    )
+    train_data, test_data = data.train, data.test
+    if config.validation_examples:
+        train_data, test_data = train_data.hold_out(config.validation_examples)
+    return data._replace(
+        train=train_data.take(config.train_examples), test=test_data.take(config.test_examples)
+    )
+
+
+def initial_state(config: TrainConfig, model: ResNet, job: Job) -> TrainState:
+    """The state that training begins with.
+
+    Raises:
+        InputError: when the weights to start from cannot be read, or are of another network.
+    """
+    recipe = RECIPES[config.recipe]
+    steps = config.epochs * len(job.batches(1))
+    optimizer = freeze(build_optimizer(recipe, config.learning_rate, steps), model)
+    variables = None
+    if config.init:
+        channels = job.train_set.images.shape[-1]
+        variables = start_from(config.init, model, channels=channels, seed=config.seed)
+    return create_train_state(
+        model,
+        optimizer,
+        job.train_set,
+        config.seed,
+        average=recipe.average_decay > 0,
+        variables=variables,
+    )
+
+
+def describe_network(config: TrainConfig, model: ResNet, data: Splits) -> Network:
+    """What a run tells of its network."""
+    return Network(
+        model=model,
+        classes=data.classes,
+        image_shape=data.train.images.shape[1:],
+        image_size=config.image_size,
+        flip=RECIPES[config.recipe].flip,
+        dark_background=not bright_border(data.train.images),
+        dataset=config.dataset,
+        seed=config.seed,
+        fit=data.fit,
+    )
