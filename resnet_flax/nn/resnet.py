@@ -327,7 +327,7 @@ def model_from_description(description: Mapping[str, Any], num_classes: int) -> 
     Raises:
         InputError: when a field is missing, of the wrong kind, or out of range.
     """
-    fields = {}
+    fields: dict[str, Any] = {}
     for field in _saved_fields():
         name, value = field.name, description.get(field.name)
         choices = {dtype: dtype for dtype in DTYPES} if name == "dtype" else None

@@ -24,6 +24,8 @@ from resnet_flax.machine.devices import replicate, split_batch
 from resnet_flax.nn.preprocessing import augment, check_shape, mirrored_logits, prepare_images
 from resnet_flax.training.metrics import Metrics
 
+AnyArray = Array | np.ndarray
+
 
 class TrainState(train_state.TrainState):
     """Everything that training changes: immutable; a step returns a new one.
@@ -65,7 +67,7 @@ class Images(NamedTuple):
 def create_train_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    examples: tuple[UInt8[Array, "N H W C"], Int[Array, " N"]],
+    examples: tuple[UInt8[AnyArray, "N H W C"], Int[AnyArray, " N"]],
     seed: int = 0,
     *,
     average: bool = False,
