@@ -43,7 +43,9 @@ def load_test_set(
             names: a stranger's run shall not choose what is read.
     """
     if dataset is None and network.dataset.startswith(FOLDER):
-        raise InputError(f"the network was trained on {network.dataset}: name it as the dataset")
+        raise InputError(
+            f"the network was trained on {network.dataset}: name the folder by `dataset`"
+        )
     splits = load_dataset(
         dataset or network.dataset, data_dir, image_size=network.image_size, seed=network.seed
     )
@@ -71,7 +73,7 @@ def read_weights(
         InputError: when the file cannot be read, or is of another network.
     """
     if not 1 <= image_size <= LARGEST_IMAGE:
-        raise InputError(f"image_size must be between 1 and {LARGEST_IMAGE}, not {image_size}")
+        raise InputError(f"`image_size` must be between 1 and {LARGEST_IMAGE}, not {image_size}")
     state_dict = load_safetensors(path)
     network = guess_model(model, state_dict, flavour)
     variables = from_torch(network, state_dict)
