@@ -25,6 +25,7 @@ def count_all_reduces(model_name: str, image_size: int) -> list[int]:
     from resnet_flax.machine.runtime import configure_runtime
 
     configure_runtime()
+    import jax
     import numpy as np
     import optax
 
