@@ -230,11 +230,13 @@ def _difference(found: Any, expected: np.ndarray) -> Difference:
 def _joint_difference(found: Weights, expected: Weights) -> Difference:
     """Of all leaves together: the gradient of a bias before a BN is 0 but for rounding."""
     both = found.keys() & expected.keys()
-    absolute = max(
-        (_difference(found[leaf], expected[leaf]).absolute for leaf in both), default=0.0
+    if any(found[leaf].shape != expected[leaf].shape for leaf in both):
+        return Difference(np.inf, np.inf)
+    ours, theirs = (
+        np.concatenate([np.zeros(0), *(np.ravel(weights[leaf]) for leaf in both)])
+        for weights in (found, expected)
     )
-    largest = max((np.abs(expected[leaf]).max(initial=0) for leaf in both), default=0)
-    return Difference(absolute, absolute / float(largest or 1))
+    return _difference(ours, theirs)
 
 
 def _number(value: float | None) -> str:

@@ -136,7 +136,7 @@ def _prepare(folder: Path) -> None:
             _fashion_mnist_builder(tfds)(data_dir=staging).download_and_prepare(
                 download_dir=staging / "downloads",
                 download_config=tfds.download.DownloadConfig(
-                    manual_dir=raw, try_download_gcs=False
+                    manual_dir=raw, try_download_gcs=False, force_checksums_validation=True
                 ),
                 file_format="array_record",
             )
