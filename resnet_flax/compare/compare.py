@@ -1,9 +1,8 @@
 """Where a Flax network and a PyTorch network part, layer by layer: our networks and other ports.
 
 Both run whole, where differences grow from layer to layer. Then each Flax layer runs *alone*: it
-receives what its PyTorch counterpart received, and what it returns is replaced by what the
-counterpart returned, so that a fault shows at its own layer and nowhere else, and so do faults in
-what lies between the layers. PyTorch is not imported here: the module brings it.
+receives what its PyTorch counterpart received, and what it returns is replaced by what that one
+returned, so that a fault of a layer, or between layers, shows at its own place and nowhere else.
 """
 
 from collections import Counter
@@ -38,7 +37,7 @@ GRADIENT_FACTOR = 1e4
 
 
 class Difference(NamedTuple):
-    """The largest difference, and its share of the largest value of PyTorch's.
+    """The largest difference, and its share of PyTorch's largest value.
 
     Both are infinite where the shapes differ or a value is not a number.
     """
@@ -48,39 +47,23 @@ class Difference(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One layer of the table.
+    """One layer of the table: in the whole network, and alone, given PyTorch's input."""
 
-    Attributes:
-        layer: its path in the Flax model, such as "layer1/0/conv1"; "" is the whole model.
-        torch_name: its name in the PyTorch module, such as "layer1.0.conv1".
-        output: of the output, in the whole network.
-        gradient: of the gradients with respect to output and weights, in the whole network; None
-            where the networks' outputs differ in shape.
-        alone: of the output, given PyTorch's input.
-        statistics: of the running statistics after the run, given PyTorch's input.
-    """
-
-    layer: str
-    torch_name: str
+    layer: str  # its path in the Flax model, such as "layer1/0/conv1"; "" is the whole model
+    torch_name: str  # its name in the PyTorch module, such as "layer1.0.conv1"
     output: Difference
-    gradient: Difference | None
-    alone: Difference
-    statistics: Difference | None
+    gradient: Difference | None  # by output and weights; None if whole outputs differ in shape
+    alone: Difference  # of the output
+    statistics: Difference | None  # of the running statistics after the run, alone
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare_with_torch` found; ``print`` it for a table.
+    """What `compare_with_torch` found; ``print`` it for a table."""
 
-    Attributes:
-        rows: one for each layer that both have, in the order in which Flax finishes them.
-        findings: the layers that diverge by themselves, in the order of execution.
-        tolerance: relative difference from which a layer alone counts as diverging.
-    """
-
-    rows: tuple[Row, ...]
-    findings: tuple[Finding, ...]
-    tolerance: float
+    rows: tuple[Row, ...]  # of each layer that both have, in the order in which Flax finishes them
+    findings: tuple[Finding, ...]  # layers that diverge by themselves, in the order of execution
+    tolerance: float  # relative difference from which a layer alone counts as diverging
 
     @property
     def first_diverging_layer(self) -> str | None:
@@ -134,25 +117,19 @@ def compare_with_torch(
     compares the running statistics after the batch; take a small one, since the biased and the
     unbiased variance differ by 1 in n. Neither ``variables`` nor ``torch_module`` is changed.
 
-    Example::
-
-        names = {"stem/conv": "conv1", "stem/norm": "bn1", "block_0/conv_a": "layer1.0.conv1"}
-        print(compare_with_torch(port, variables, torch_network, images, names=names))
-
     Args:
-        model: any Linen module, called on ``images`` alone but for ``arguments``.
+        model: any Linen module.
         variables: its parameters and running statistics, converted from ``torch_module``.
         torch_module: the `torch.nn.Module`, called on the images as (N, C, H, W).
         images: floating point, (N, H, W, C), or whatever both take. Float64 (with JAX's x64, and
             both networks in float64) leaves no doubt; in float32 an epsilon can hide behind a
             large variance.
         train: the mode of both.
-        names: Flax path -> PyTorch name, for layers and blocks that are not named by one of the
-            `resnet_flax.weights.LAYOUTS`; it wins over those. What is left out is compared only
-            through the next layer that is not.
+        names: Flax path -> PyTorch name, such as ``{"stem/conv": "conv1"}``, where none of the
+            `resnet_flax.weights.LAYOUTS` fits. What has no name is compared only through the next
+            layer that has one.
         arguments: keyword arguments of the Flax call; by default ``{"train": train}``.
-        tolerance: see `Comparison`; by default 1e-9 for float64, 3e-5 for float32, 5e-3 for
-            float16 and 3e-2 for bfloat16.
+        tolerance: of a layer alone, relative; by default that of the dtype in `TOLERANCES`.
 
     Raises:
         InputError: when either network does not take the images, no layer has a counterpart, a
@@ -245,10 +222,9 @@ def _difference(found: Any, expected: np.ndarray) -> Difference:
     if np.shape(found) != expected.shape:
         return Difference(np.inf, np.inf)
     absolute = float(np.abs(np.asarray(found, np.float64) - expected).max(initial=0))
-    largest = float(np.abs(expected).max(initial=0))
     if not np.isfinite(absolute):  # a NaN agrees with nothing
         return Difference(np.inf, np.inf)
-    return Difference(absolute, absolute / (largest or 1.0))
+    return Difference(absolute, absolute / float(np.abs(expected).max(initial=0) or 1))
 
 
 def _joint_difference(found: Weights, expected: Weights) -> Difference:

@@ -22,18 +22,15 @@ STRIDES = (1, 2, 3, 4)
 class Finding(NamedTuple):
     """A layer that diverges by itself.
 
-    Attributes:
-        layer: its path in Flax; or its PyTorch name, where Flax lacks it.
-        cause: the likely cause: "padding", "BN momentum", "eps", "biased variance", "stride
-            placement v1/v1.5", "transposed kernel", "missing shortcut norm", "missing layer",
-            "surplus layer", "strides", "bias", "weights", "train mode", "unbiased variance",
-            "activation", "between layers", "shape", "gradient" or "unknown".
-        detail: what was seen.
+    The likely causes are "padding", "BN momentum", "eps", "biased variance", "stride placement
+    v1/v1.5", "transposed kernel", "missing shortcut norm", "missing layer", "surplus layer",
+    "strides", "bias", "weights", "train mode", "unbiased variance", "activation", "between layers",
+    "shape", "gradient" and "unknown".
     """
 
-    layer: str
+    layer: str  # its path in Flax; or its PyTorch name, where Flax lacks it
     cause: str
-    detail: str
+    detail: str  # what was seen
 
 
 class Cause(NamedTuple):
@@ -122,11 +119,10 @@ def _with_stride_placement(found: Sequence[tuple[str, Cause]]) -> list[Finding]:
 def _explain_output(
     layer: TorchLayer, found: np.ndarray, weights: Weights, train: bool, close: Close
 ) -> Cause:
-    """Why a layer with Flax's ``weights`` makes ``found`` of PyTorch's input."""
     shape = Cause("shape", f"{found.shape} instead of {layer.output.shape}")
-    cause = None
     if found.ndim != layer.output.ndim or found.shape[-1] != layer.output.shape[-1]:
         return shape
+    cause = None
     if "kernel" in layer.weights and layer.input.ndim == 4:
         cause = _explain_convolution(layer, found, weights, close)
     elif "kernel" in layer.weights and layer.input.ndim == 2:
@@ -176,8 +172,7 @@ def _explain_between(
     found: np.ndarray, expected: np.ndarray, layers: Iterable[TorchLayer], close: Close
 ) -> Cause:
     """Why values made of PyTorch's outputs by pooling, adding or activating differ."""
-    for layer in layers:
-        # Only max pooling has this attribute.
+    for layer in layers:  # only max pooling has this attribute
         if hasattr(layer.module, "return_indices") and np.array_equal(layer.output, expected):
             window, strides = _pair(layer.module.kernel_size), _pair(layer.module.stride)
             for padding in PADDINGS:
@@ -210,10 +205,8 @@ def _explain_convolution(
         if value.shape == kernel.shape
     ]
     settings = {"kernel": kernel, "bias": bias, "strides": conv.stride, "padding": conv.padding}
-    changes = (
-        *(("padding", padding) for padding in PADDINGS),
-        *(("strides", (stride, stride)) for stride in STRIDES),
-    )
+    changes: list[tuple[str, Any]] = [("padding", padding) for padding in PADDINGS]
+    changes += [("strides", (stride, stride)) for stride in STRIDES]
     for name, value in changes:
         detail = f"{value!r} in Flax, {settings[name]} in PyTorch"
         guesses.append((name, detail, {name: value}))

@@ -19,8 +19,7 @@ from flax.traverse_util import flatten_dict
 from resnet_flax.errors import InputError, one_line
 from resnet_flax.weights.state_dict import TO_FLAX
 
-# Parameters and running statistics of one layer: kernel, scale, bias, mean, var.
-Weights = dict[str, Any]
+Weights = dict[str, Any]  # of one layer: kernel, scale, bias, mean, var
 # (path, the layer's own call, its input) -> its output
 Around = Callable[[str, Callable[[Any], Any], Any], Any]
 
@@ -41,10 +40,6 @@ def run_torch(torch_module: Any, images: np.ndarray, train: bool) -> dict[str, T
     """Records every submodule, in the order in which they finish; the last is "", the whole.
 
     The gradients are those of the output's product with fixed random numbers.
-
-    Raises:
-        InputError: when the module does not take the images, returns no tensor, has no
-            parameters, or calls a layer with parameters twice.
     """
     net = copy.deepcopy(torch_module).train(train).requires_grad_(True)
     parts, before = dict(net.named_modules()), dict(torch_module.named_modules())
@@ -54,8 +49,7 @@ def run_torch(torch_module: Any, images: np.ndarray, train: bool) -> dict[str, T
     def enter(name: str, args: Any) -> None:
         if name in inputs and any(True for _ in parts[name].parameters()):
             raise InputError(f"the PyTorch layer {name} is called twice")
-        if args and _is_tensor(args[0]):
-            # At once, before an operation in place overwrites it.
+        if args and _is_tensor(args[0]):  # at once, before an operation in place overwrites it
             inputs[name] = _image(args[0])
 
     def leave(name: str, output: Any) -> Any:
@@ -101,11 +95,9 @@ def run_torch(torch_module: Any, images: np.ndarray, train: bool) -> dict[str, T
 
 @contextmanager
 def _without_onednn() -> Iterator[None]:
-    """PyTorch's own convolutions.
-
-    oneDNN of PyTorch 2.13.0 writes beyond its memory on AVX2 processors: the gradients of a 1x1
-    convolution of stride 2 on transposed images end the process.
-    """
+    # oneDNN of PyTorch 2.13.0 writes beyond its memory on AVX2 processors: the gradients of a 1x1
+    # convolution of stride 2 on transposed images end the process. PyTorch's own context manager,
+    # mkldnn.flags, warns of Intel's GPUs.
     onednn = sys.modules["torch"].backends.mkldnn
     before, onednn.enabled = onednn.enabled, False
     try:
@@ -115,13 +107,11 @@ def _without_onednn() -> Iterator[None]:
 
 
 class FlaxRun(NamedTuple):
-    """What a Flax network's layers did, by path.
-
-    There are no gradients where the network's output has not the shape of PyTorch's.
-    """
+    """What a Flax network's layers did, by path."""
 
     outputs: dict[str, jax.Array]
-    gradients: dict[str, jax.Array]  # with respect to the outputs
+    # With respect to the outputs; none where the network's has not the shape of PyTorch's.
+    gradients: dict[str, jax.Array]
     weight_gradients: dict[str, Weights]
 
 
@@ -177,12 +167,7 @@ class FlaxNetwork:
         return calls
 
     def run_whole(self, layers: Mapping[str, TorchLayer], shapes: Mapping[str, Any]) -> FlaxRun:
-        """Runs forward, and backward from PyTorch's gradient of the output.
-
-        Args:
-            layers: PyTorch's, by Flax's paths.
-            shapes: of Flax's outputs, by path.
-        """
+        """Runs forward, and backward from PyTorch's gradient of the output; all by Flax's paths."""
 
         def forward(params: Any, zeros: Any) -> tuple[Any, Any]:
             outputs = {}
@@ -244,18 +229,15 @@ def _gradient(tensor: Any) -> Any:
 
 
 def _array(tensor: Any) -> np.ndarray:
-    """A copy in float64."""
     return tensor.detach().cpu().double().numpy().copy()
 
 
 def _image(tensor: Any) -> np.ndarray:
-    """A copy in NHWC."""
     array = _array(tensor)
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
 def _weights(module: Any, of: Callable[[Any], Any] = lambda tensor: tensor) -> Weights:
-    """A module's own parameters and running statistics."""
     weights = {}
     leaves = {"weight": "kernel", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     for name, leaf in leaves.items():

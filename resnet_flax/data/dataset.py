@@ -15,15 +15,10 @@ TEST_SHARE = 0.2  # of each class, where the data have no test set of their own
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images.
+    """Labelled images."""
 
-    Attributes:
-        images: uint8, (N, height, width, channels); Fashion-MNIST's are (N, 28, 28, 1).
-        labels: int32, (N,), each the index of its class.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # uint8, (N, height, width, channels); Fashion-MNIST's are (N, 28, 28, 1)
+    labels: np.ndarray  # int32, (N,), each the index of its class
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,29 +43,18 @@ class Dataset:
 
 
 class Splits(NamedTuple):
-    """A data set to train and to test on.
-
-    Attributes:
-        train: in an order that mixes the classes.
-        test: likewise.
-        classes: their names, in the order of the labels.
-        fit: how a picture of another size is made one of these, ``"crop"`` or ``"pad"``: see
-            `resnet_flax.data.image_files`.
-    """
+    """A data set to train and to test on, both in an order that mixes the classes."""
 
     train: Dataset
     test: Dataset
-    classes: tuple[str, ...]
-    fit: str = "crop"
+    classes: tuple[str, ...]  # their names, in the order of the labels
+    fit: str = "crop"  # how other pictures are made one of these, as of `data.image_files`
 
 
 def stratified_split(
     labels: np.ndarray, classes: tuple[str, ...], seed: int, name: str = "the data set"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits examples 80 to 20 within each class, as the seed decides; the log names the data set.
-
-    Returns:
-        The indices to train on and those to test on, both in a random order.
+    """The indices to train on and to test on, 80 to 20 within each class, in random orders.
 
     Raises:
         InputError: when a class has one example only.
@@ -100,10 +84,9 @@ def shuffle(indices: np.ndarray, seed: int) -> np.ndarray:
 def shuffled_batches(
     num_examples: int, batch_size: int, *, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """Returns one epoch's batches: every index once, in an order set by `seed` and `epoch` alone.
+    """One epoch's batches: every index once, in an order set by seed and epoch alone.
 
-    They are int32, of shape (batch_size,); the last holds what is left and may be smaller. The
-    seed is 0 to 2**64 - 1; each epoch has its own order of the samples.
+    They are int32, of shape (batch_size,); the last may be smaller. The seed is 0 to 2**64 - 1.
     """
     # The raw stream of a bit generator never changes between NumPy versions; what
     # `Generator.permutation` makes of it may.

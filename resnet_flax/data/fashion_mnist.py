@@ -1,8 +1,7 @@
 """Fashion-MNIST through TensorFlow Datasets (TFDS), without TensorFlow, as plain NumPy arrays.
 
-TFDS reads a prepared folder without TensorFlow, but prepares `fashion_mnist` with it. So a subclass
-of TFDS' own builder prepares the standard folder here, which any stock TFDS can read afterwards.
-Whatever the source, what is returned has passed one check: the SHA-256 of the decoded content.
+TFDS prepares `fashion_mnist` with TensorFlow; a subclass of its builder prepares the same folder
+without. Whatever the source, what is returned has passed one check: the SHA-256 of its content.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ import hashlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +41,17 @@ _CONTENT_SHA256 = "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac3
 
 
 def load_fashion_mnist(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
-    """Loads Fashion-MNIST; prepares it first, as TFDS would, if `data_dir` does not hold it yet.
+    """Loads Fashion-MNIST; prepares it first, as TFDS would, if its data folder does not hold it.
 
     The raw files come from the first of: `<data_dir>/downloads/manual` (TFDS' folder for files
     fetched by hand), Debian's package dataset-fashion-mnist if it is installed, TFDS' registered
     URLs, Debian's archive through apt-get (no root needed). The decoded arrays are kept beside the
     prepared folder, so that later starts take a moment.
 
-    Args:
-        data_dir: TFDS' data folder, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-
-    Returns:
-        60,000 examples to train on and 10,000 to test on, in the order of the original files (not
-        in TFDS' order, which shuffles by a hash).
+    Returns 60,000 examples to train on and 10,000 to test on, in the order of the original files.
 
     Raises:
-        InputError: if no source has the data, `data_dir` cannot be written, a file supplied by
+        InputError: if no source has the data, the folder cannot be written, a file supplied by
             hand is not Fashion-MNIST's, or the prepared folder is damaged or holds other data.
 
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST", 2017 (arXiv:1708.07747).
@@ -82,10 +76,8 @@ def load_fashion_mnist(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
     return _as_dataset(train), _as_dataset(test)
 
 
-# --- The decoded copy: train images, train labels, test images, test labels, all bytes (55 MB).
-
-
 def _as_dataset(content: np.ndarray) -> Dataset:
+    """Of a split's part of the decoded copy: images, then labels, all bytes."""
     count = len(content) // (_SIDE * _SIDE + 1)
     images, labels = np.split(content, [-count])
     return Dataset(images.reshape(-1, _SIDE, _SIDE, 1), labels.astype(np.int32))
@@ -99,9 +91,6 @@ def _read_decoded(path: Path) -> np.ndarray | None:
         return content
     logger.warning(f"Fashion-MNIST: {path} is damaged, rebuilding it")
     return None
-
-
-# --- The prepared folder.
 
 
 def _read_prepared(folder: Path) -> np.ndarray:
@@ -134,16 +123,15 @@ def _decode_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
 def _prepare(folder: Path) -> None:
     """Makes TFDS' folder: complete or not at all, whatever fails and whoever else makes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        quiet_tfds() as tfds,
-        tempfile.TemporaryDirectory(
-            prefix="incomplete.", dir=folder, ignore_cleanup_errors=True
-        ) as temporary,
-    ):
+    prepared = folder / _NAME / _VERSION
+    scratch = tempfile.TemporaryDirectory(
+        prefix="incomplete.", dir=folder, ignore_cleanup_errors=True
+    )
+    with scratch as temporary, quiet_tfds() as tfds:
         staging = Path(temporary).absolute()  # on the same disk
-        manual = folder / "downloads" / "manual"
-        raw = gather_raw_files(_registered(tfds), manual=manual, scratch=staging)
-        logger.info(f"Fashion-MNIST: preparing {folder / _NAME / _VERSION}")
+        registered = tfds.image_classification.FashionMNIST.url_infos
+        raw = gather_raw_files(registered, manual=folder / "downloads" / "manual", scratch=staging)
+        logger.info(f"Fashion-MNIST: preparing {prepared}")
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
             _fashion_mnist_builder(tfds)(data_dir=staging).download_and_prepare(
                 download_dir=staging / "downloads",
@@ -152,11 +140,11 @@ def _prepare(folder: Path) -> None:
                 ),
                 file_format="array_record",
             )
-        (folder / _NAME).mkdir(exist_ok=True)
+        prepared.parent.mkdir(exist_ok=True)
         try:
-            (staging / _NAME / _VERSION).rename(folder / _NAME / _VERSION)
+            (staging / _NAME / _VERSION).rename(prepared)
         except OSError:  # another process was first; its folder has passed the same checks
-            if not (folder / _NAME / _VERSION).exists():
+            if not prepared.exists():
                 raise
 
 
@@ -168,7 +156,7 @@ def _fashion_mnist_builder(tfds: Any) -> Any:
         name = _NAME
 
         def _split_generators(self, dl_manager: Any) -> Any:
-            files = dl_manager.download({Path(url).name: url for url in _registered(tfds)})
+            files = dl_manager.download({Path(url).name: url for url in base.url_infos})
             contents = {name: gzip.decompress(file.read_bytes()) for name, file in files.items()}
             return {
                 split: self._generate_examples(
@@ -186,8 +174,3 @@ def _fashion_mnist_builder(tfds: Any) -> Any:
                 yield index, {"image": png.getvalue(), "label": label}
 
     return FashionMNIST
-
-
-def _registered(tfds: Any) -> Mapping[str, Any]:
-    """TFDS' table of the raw files."""
-    return tfds.image_classification.FashionMNIST.url_infos

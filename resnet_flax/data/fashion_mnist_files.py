@@ -25,18 +25,11 @@ class _SourceError(Exception):
     """Why a source does not have the raw files; the next one is tried."""
 
 
-class _WrongFileError(_SourceError):
-    """A file whose content is not the registered one."""
-
-
 def gather_raw_files(registered: Mapping[str, Any], *, manual: Path, scratch: Path) -> Path:
     """Gathers the registered files, byte for byte, in a folder in `scratch`, which is returned.
 
-    Args:
-        registered: URL, ending in the file's name, to an object with `checksum` (SHA-256 in hex)
-            and `size` (bytes), such as TFDS' `UrlInfo`.
-        manual: the folder of the files that the user supplied by hand; need not exist.
-        scratch: an empty folder for all that is written here; the caller removes it.
+    `registered` is TFDS' table: URL, ending in the file's name, to its `checksum` (SHA-256 in hex)
+    and `size`. `manual` holds what the user supplied by hand, if it exists.
 
     Raises:
         InputError: if no source has the files, or one in `manual` is not the registered one.
@@ -55,8 +48,8 @@ def gather_raw_files(registered: Mapping[str, Any], *, manual: Path, scratch: Pa
         try:
             fill()
             return raw
-        except _SourceError as failure:
-            if isinstance(failure, _WrongFileError) and not reasons:  # the user's own file
+        except (_SourceError, InputError) as failure:
+            if isinstance(failure, InputError) and not reasons:  # the user's own file
                 raise InputError(f"{manual}: {failure}: replace it or remove it") from failure
             reasons.append(f"{source} ({failure})")
     names = ", ".join(Path(url).name for url in registered)
@@ -114,22 +107,20 @@ def _fetch_debian(raw: Path, scratch: Path, registered: Mapping[str, Any]) -> No
 
 
 def _run(command: list[str], cwd: Path) -> None:
-    english = {**os.environ, "LC_ALL": "C"}
+    options: dict[str, Any] = {"env": {**os.environ, "LC_ALL": "C"}, "timeout": COMMAND_TIMEOUT}
     try:
-        subprocess.run(
-            command, cwd=cwd, env=english, timeout=COMMAND_TIMEOUT, check=True, capture_output=True
-        )
+        subprocess.run(command, cwd=cwd, check=True, capture_output=True, **options)
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or str(error).encode()
         raise _SourceError(output.decode(errors="replace").strip().splitlines()[-1]) from error
 
 
 def _verified(data: bytes, name: str, checksum: str) -> bytes:
-    """Returns the file as TFDS registered it, from its own bytes or from Debian's version of it."""
+    """The file as TFDS registered it, from its own bytes or from Debian's version of it."""
     for candidate in (data, _restore_gzip_header(data, name)):
         if sha256(candidate) == checksum:
             return candidate
-    raise _WrongFileError(f"{name} has SHA-256 {sha256(data)}, not Fashion-MNIST's {checksum}")
+    raise InputError(f"{name} has SHA-256 {sha256(data)}, not Fashion-MNIST's {checksum}")
 
 
 def _restore_gzip_header(data: bytes, name: str) -> bytes:
@@ -140,5 +131,5 @@ def _restore_gzip_header(data: bytes, name: str) -> bytes:
 
 
 def sha256(data: bytes | memoryview) -> str:
-    """Returns the SHA-256 of `data` in hex, as TFDS registers it."""
+    """In hex, as TFDS registers it."""
     return hashlib.sha256(data).hexdigest()

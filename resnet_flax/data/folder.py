@@ -27,7 +27,7 @@ class ImageFiles(NamedTuple):
 
 
 def load_folder(path: str, image_size: int, seed: int) -> Splits:
-    """As `resnet_flax.data.load.load_dataset`, for a folder as of `find_images`."""
+    """As `load_dataset`, for a folder as of `find_images`."""
     if not path:
         raise InputError("dataset folder:PATH needs the folder's path")
     files = find_images(Path(path).expanduser())
@@ -55,7 +55,7 @@ def find_images(folder: Path) -> ImageFiles:
         home = inside(folder, folder)
         present = [name for name in SPLITS if (folder / name).is_dir()]
         if len(present) == 1:
-            missing = next(name for name in SPLITS if name not in present)
+            (missing,) = {*SPLITS} - {*present}
             raise InputError(
                 f"{folder} holds {present[0]} but no {missing}: add that folder, or name "
                 f"{folder / present[0]} to have it split"
@@ -70,13 +70,10 @@ def find_images(folder: Path) -> ImageFiles:
             raise InputError(f"{roots[other]} lacks a folder {lacking[0]}, which {roots[each]} has")
     if len(classes) < 2:
         raise InputError(f"{roots[0]} holds one class only, {classes[0]}: two at least are needed")
-    pairs = [(path, i) for root in found for i, name in enumerate(classes) for path in root[name]]
-    return ImageFiles(
-        paths=[path for path, _ in pairs],
-        labels=np.array([label for _, label in pairs], np.int32),
-        classes=classes,
-        num_train=sum(map(len, found[0].values())) if present else None,
-    )
+    groups = [(label, root[name]) for root in found for label, name in enumerate(classes)]
+    labels = np.array([label for label, paths in groups for _ in paths], np.int32)
+    num_train = sum(map(len, found[0].values())) if present else None
+    return ImageFiles([path for _, paths in groups for path in paths], labels, classes, num_train)
 
 
 def _find_classes(home: Path, root: Path) -> dict[str, list[Path]]:
@@ -98,9 +95,8 @@ def _find_classes(home: Path, root: Path) -> dict[str, list[Path]]:
             raise InputError(f"no image in {folder} ({', '.join(FORMATS)}){hint}")
         classes[name] = images
     if others:
-        logger.warning(
-            f"{root}: left out, being no images ({', '.join(FORMATS)}): {listed(others)}"
-        )
+        formats = ", ".join(FORMATS)
+        logger.warning(f"{root}: left out, being no images ({formats}): {listed(others)}")
     return classes
 
 

@@ -1,17 +1,15 @@
 """Anyone's PNG and JPEG files as pixels: one road, for training and for predicting.
 
-An image is made upright, 8 bits deep and opaque, and then fitted to a size. ``"crop"``: its shorter
-side is resized, and the middle of the longer one kept; so training takes folders and TFDS' sets.
-``"pad"``: all of it on black. Fashion-MNIST's authors made their images from photographs on a white
-ground: trimmed, longer side to 28 pixels, centred, inverted, in 8 bits of grey (Xiao et al., 2017,
-section 2). Other people's photos get the same; what is dark outside already is only scaled.
+``"crop"``: the shorter side is resized, and the middle of the longer one kept, as in training.
+``"pad"``: all of it on black, as Fashion-MNIST's authors made of photographs on a white ground:
+trimmed, longer side to 28 pixels, centred, inverted, in 8 bits of grey (Xiao et al., 2017, section
+2). What is dark outside already is only scaled.
 """
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -44,11 +42,8 @@ def read_photos(
 ) -> list[Photo]:
     """Reads PNG and JPEG files of any size, mode and depth, to predict from.
 
-    Args:
-        paths: the files.
-        shape: (H, W, C) wanted, C being 1 for grey or 3 for colours.
-        fit: ``"crop"``, as `read_images` does, or ``"pad"``.
-        dark_background: invert what has a bright border; for grey images that are padded.
+    The shape is (H, W, C), C being 1 for grey or 3 for colours, ``fit`` one of `FITS`. With
+    ``dark_background``, a grey image that is padded is inverted if its border is bright.
 
     Raises:
         InputError: when any of them cannot be read; it names them.
@@ -66,13 +61,8 @@ def read_photos(
 def read_images(paths: Sequence[AnyPath], largest: int) -> np.ndarray:
     """Reads PNG and JPEG files of any size, mode and depth, to train on.
 
-    Images that all are squares of one size, at most the largest, stay as they are. All others
-    become squares of the largest size: Pillow resizes the shorter side (bilinear), and the longer
-    one, which keeps its proportion, is cut equally at both ends.
-
-    Args:
-        paths: the files.
-        largest: height and width, in pixels.
+    Images that all are squares of one size, at most ``largest`` pixels, stay as they are. All
+    others are resized (bilinear) and cropped to squares of that size.
 
     Returns:
         uint8, (N, side, side, C), C being 1 if all images are grey and 3 otherwise.
@@ -118,11 +108,9 @@ def without_grey_channels(images: np.ndarray) -> np.ndarray:
 
 
 def bright_border(images: np.ndarray) -> bool:
-    """Whether images, uint8 (..., H, W, C), are bright at the border and in the corners.
-
-    Both shares of bright pixels together are at most 0.68 in each of Fashion-MNIST's 70,000 images,
-    and at least 1.32 in each of their negatives.
-    """
+    """Whether images, uint8 (..., H, W, C), are bright at the border and in the corners."""
+    # The two shares of bright pixels sum up to at most 0.68 in each of Fashion-MNIST's 70,000
+    # images, and to at least 1.32 in each of their negatives.
     corners = images[..., [0, 0, -1, -1], [0, -1, 0, -1], :]
     return bool((_border(images) > MIDDLE).mean() + (corners > MIDDLE).mean() > 1)
 
@@ -145,14 +133,25 @@ def _for_each(
     """Opens the files, and calls a function with the number and the image of each."""
 
     def attempt(number: int) -> T | InputError:
+        path = Path(paths[number])
         try:
-            with _opened(Path(paths[number])) as image:
+            if not path.is_file():  # reading a pipe would wait for ever
+                raise InputError("not a file" if path.exists() else "no such file")
+            with Image.open(path, formats=tuple({*FORMATS.values()})) as image:
+                width, height = image.size
+                if width * height > LARGEST:
+                    raise InputError(f"{width}x{height} pixels, more than {LARGEST:,}")
                 return look(number, image)
+        except UnidentifiedImageError:
+            why = "not a PNG or JPEG image"
+        except Image.DecompressionBombError:  # of twice as many
+            why = f"more than {LARGEST:,} pixels"
         except Exception as error:  # Pillow raises errors of many kinds on damaged files
-            return InputError(f"{printable(paths[number])} ({reason(error)})")
+            why = reason(error)
+        return InputError(f"{printable(paths[number])} ({why})")
 
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # of Pillow's, about odd files
+    # Pillow warns of odd files.
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
         results = list(pool.map(attempt, range(len(paths))))
     if faults := [each for each in results if isinstance(each, InputError)]:
         count = f"{len(faults)} of {len(paths)} images: " if len(paths) > 1 else ""
@@ -160,28 +159,8 @@ def _for_each(
     return [each for each in results if not isinstance(each, InputError)]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image, not yet decoded, of a size that it may be decoded in."""
-    if not path.is_file():  # reading a pipe would wait for ever
-        raise InputError("not a file" if path.exists() else "no such file")
-    try:
-        with Image.open(path, formats=tuple({*FORMATS.values()})) as image:
-            width, height = image.size
-            if width * height > LARGEST:
-                raise InputError(f"{width}x{height} pixels, more than {LARGEST:,}")
-            yield image
-    except UnidentifiedImageError as error:
-        raise InputError("not a PNG or JPEG image") from error
-    except Image.DecompressionBombError as error:  # of twice as many
-        raise InputError(f"more than {LARGEST:,} pixels") from error
-
-
 def _plain(image: Image.Image) -> Image.Image:
-    """An image upright, 8 bits deep and opaque.
-
-    What is transparent becomes black or white, whichever the thing stands out from.
-    """
+    """An image upright, 8 bits deep and opaque, on whichever of black and white it stands out."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits: the upper 8, as Pillow takes of colours
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -196,7 +175,6 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _padded(image: Image.Image, shape: tuple[int, int, int], dark_background: bool) -> Photo:
-    """Scales an image into the shape, centred, without changing its proportions."""
     pixels = _scaled(image, shape, (0, 0, *image.size))
     inverted = shape[-1] == 1 and dark_background and bright_border(pixels)
     if inverted:
@@ -224,14 +202,13 @@ def _scaled(image: Image.Image, shape: tuple[int, int, int], box: Box) -> np.nda
 
 def _trimmed(thing: np.ndarray, size: tuple[int, int]) -> Box:
     """Where in an image of that size the thing is, (H, W, 1) being a small map of it."""
-    rows, columns = (np.flatnonzero(thing.any((axis, 2))) for axis in (1, 0))
-    if not len(rows):
+    box = Image.fromarray(thing[..., 0]).getbbox()
+    if box is None:
         return (0, 0, *size)
     x, y = size[0] / thing.shape[1], size[1] / thing.shape[0]
-    return (columns[0] * x, rows[0] * y, (columns[-1] + 1) * x, (rows[-1] + 1) * y)
+    return (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
 
 
 def _border(images: np.ndarray) -> np.ndarray:
-    """The values of the first and last rows and columns."""
     edges = (images[..., 0, :, :], images[..., -1, :, :], images[..., 0, :], images[..., -1, :])
     return np.concatenate([edge.ravel() for edge in edges])

@@ -21,11 +21,10 @@ def load_dataset(
     """Loads a data set by its name; the log tells of each choice made.
 
     Args:
-        name: ``fashion_mnist``; or ``folder:PATH``, see `resnet_flax.data.folder.find_images`; or
+        name: ``fashion_mnist``; ``folder:PATH``, as of `resnet_flax.data.folder.find_images`; or
             any of TFDS' sets of images by class, such as ``cifar10``.
-        data_dir: TFDS' data folder, as in `load_fashion_mnist`.
-        image_size: the size in pixels that the images will be resized to; see
-            `resnet_flax.data.image_files.read_images`.
+        data_dir: TFDS' data folder, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        image_size: the size in pixels that the images will be resized to.
         seed: decides which images are for testing, where the data do not say, and a folder's order.
 
     Raises:

@@ -7,12 +7,10 @@ import io
 import logging
 import os
 import re
-import struct
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ def tfds_folder(data_dir: Path | None) -> Path:
 
 
 def load_tfds(name: str, folder: Path, image_size: int, seed: int) -> Splits:
-    """As `resnet_flax.data.load.load_dataset`; prepares the set first, if TFDS can do so here."""
+    """As `load_dataset`; prepares the set first, if TFDS can do so here."""
     with quiet_tfds() as tfds:
         builder = _builder(tfds, name, folder)
         if not builder.is_prepared():
@@ -75,15 +73,14 @@ def read_tfrecords(path: Path) -> Iterator[bytes]:
     """Yields a TFRecord file's records; their checksums are left unread."""
     with path.open("rb") as file:
         while header := file.read(12):  # the record's length in 8 bytes, a checksum in 4
-            yield file.read(struct.unpack("<Q", header[:8])[0])
+            yield file.read(int.from_bytes(header[:8], "little"))
             file.read(4)
 
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[Any]:
     """Yields TFDS, imported only when needed (it takes a second), with its chatter off."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         import tensorflow_datasets as tfds  # type: ignore[import-untyped, unused-ignore]
         from absl import logging as absl_logging
 
@@ -97,7 +94,6 @@ def quiet_tfds() -> Iterator[Any]:
 
 
 def _builder(tfds: Any, name: str, folder: Path) -> Any:
-    """TFDS' builder of a data set, prepared or not."""
     try:
         # Some builders need TensorFlow at once, and TFDS then prints a banner.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -106,15 +102,13 @@ def _builder(tfds: Any, name: str, folder: Path) -> Any:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(
-            f"TFDS knows no data set {name}, and none is prepared in {folder}{hint}"
-        ) from error
+        message = f"TFDS knows no data set {name}, and none is prepared in {folder}{hint}"
+        raise InputError(message) from error
     except Exception as error:  # of many kinds: it runs the builder's code
         raise InputError(f"TFDS cannot open {name}: {reason(error, 300)}") from error
 
 
 def _prepare(builder: Any, name: str, folder: Path) -> None:
-    """Lets TFDS download and prepare a data set, for which it needs TensorFlow and a network."""
     logger.info(f"{name} is not in {folder}: TFDS downloads and prepares it")
     try:
         if importlib.util.find_spec("tensorflow") is None:
@@ -135,7 +129,6 @@ def _prepare(builder: Any, name: str, folder: Path) -> None:
 
 
 def _keys(tfds: Any, builder: Any, name: str) -> tuple[str, str]:
-    """The names of the image and of its label."""
     features, keys = builder.info.features, builder.info.supervised_keys
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     if keys and len(keys) == 2 and all(map(isinstance, (features[key] for key in keys), kinds)):
@@ -147,14 +140,13 @@ def _keys(tfds: Any, builder: Any, name: str) -> tuple[str, str]:
 
 
 def _read(builder: Any, splits: list[str], keys: tuple[str, str], image_size: int) -> Dataset:
-    """All examples of the splits, one split after the other."""
     image, label = keys
     height, width, _ = builder.info.features[image].shape
     side = height if height == width and (height or image_size) < image_size else image_size
     count = sum(builder.info.splits[split].num_examples for split in splits)
     images, labels = empty_images(count, side), np.empty(count, np.int32)
     try:
-        examples = chain.from_iterable(read_examples(builder, split) for split in splits)
+        examples = (each for split in splits for each in read_examples(builder, split))
         for index, example in zip(range(count), examples, strict=True):
             pixels = example[image]
             grey = pixels.shape[-1] == 1

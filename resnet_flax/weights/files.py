@@ -32,12 +32,9 @@ def save_safetensors(
     tensors: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a safetensors file, whole or not at all.
+    """Writes a safetensors file, whole or not at all; one that exists is replaced.
 
-    Args:
-        path: the file; one that exists is replaced.
-        tensors: key -> array, such as the result of `to_torch`.
-        metadata: text for the header, besides ``format: pt``, which transformers asks for.
+    The metadata join ``format: pt``, which transformers asks for, in the header.
 
     Raises:
         InputError: when the file cannot be written.
@@ -81,11 +78,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a state dict, in the format of the file's ending, whole or not at all.
-
-    Raises:
-        InputError: when the file cannot be written.
-    """
+    """Writes a state dict as `save_safetensors` does, in the format of the file's ending."""
     if Path(path).suffix == ".safetensors":
         return save_safetensors(path, tensors)
     torch = _import_torch(path)

@@ -12,13 +12,7 @@ from typing import Any
 # A leaf's place in the variables, such as ("params", "layer1", "0", "conv1", "kernel").
 Leaf = tuple[str, ...]
 HEAD: tuple[Leaf, ...] = (("params", "fc", "kernel"), ("params", "fc", "bias"))
-LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 _HUGGING_FACE_BASE = (
     ("^conv1", "embedder.embedder.convolution"),
@@ -53,16 +47,14 @@ LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 def torch_keys(leaves: Iterable[Leaf], layout: str) -> dict[Leaf, str]:
     """The key of every leaf of a network in one of the `LAYOUTS`."""
-    keys = {leaf: ".".join((*leaf[1:-1], LEAVES[leaf[-1]])) for leaf in leaves}
+    keys = {leaf: ".".join((*leaf[1:-1], LEAVES.get(leaf[-1], leaf[-1]))) for leaf in leaves}
     stages = len({leaf[1] for leaf in keys if leaf[1].startswith("layer")})
-    rules = []
-    if stages:  # A block or a stage alone has neither stem nor dense layer.
-        place = str(stages + 3)
-        rules = [(old, new.replace("{stages_plus_3}", place)) for old, new in LAYOUTS[layout]]
+    rules = list(LAYOUTS[layout]) if stages else []  # a block alone has no stem or dense layer
     if layout.startswith("d2l") and not any("conv3." in key for key in keys.values()):
         # D2L's block calls its shortcut conv3, unless that is a bottleneck's third convolution.
         rules.append((r"\bdownsample\.0\.", "conv3."))
     for old, new in rules:
+        new = new.replace("{stages_plus_3}", str(stages + 3))
         keys = {leaf: re.sub(old, new, key) for leaf, key in keys.items()}
     return keys
 

@@ -1,10 +1,7 @@
 """Weights between PyTorch's state dicts and Flax's variables, without importing PyTorch.
 
-Conversion is a rule: `resnet_flax.weights.keys` names the leaves, a kernel is transposed by rank.
-
 PyTorch's ``num_batches_tracked`` has no counterpart here (it matters only to a BN with
-``momentum=None``): `from_torch` leaves the counters behind, and `to_torch` writes the number it is
-given, so that ``load_state_dict(strict=True)`` takes the result.
+``momentum=None``): `from_torch` leaves it behind, and `to_torch` writes the number it is given.
 """
 
 import logging
@@ -39,11 +36,7 @@ class Matched(NamedTuple):
 
 
 def match(model: Any, state_dict: Mapping[str, Any], in_channels: int) -> Matched:
-    """Finds out which of a state dict's keys are which of a network's leaves.
-
-    Raises:
-        InputError: when it is no state dict.
-    """
+    """Finds out which of a state dict's keys are which of a network's leaves."""
     if not isinstance(state_dict, Mapping):
         raise InputError(f"a state dict maps keys to tensors; got {type(state_dict).__name__}")
     tensors = {str(key): _with_shape(str(key), value) for key, value in state_dict.items()}
@@ -61,7 +54,7 @@ def from_torch(
     drop_head: bool = False,
     dtype: Dtype | None = None,
 ) -> dict[str, Any]:
-    """Converts a PyTorch state dict into the variables of ``model``.
+    """Converts a PyTorch state dict into the variables of a model, which share no memory with it.
 
     The layout of the keys and a prefix common to all, such as ``module.``, are recognised.
     Nothing is dropped, drawn or reshaped unless asked for, and then it is logged.
@@ -69,20 +62,14 @@ def from_torch(
     Args:
         model: a `ResNet` of the checkpoint's flavour and classes; or a block or stage of D2L's or
             torchvision's, for which ``in_channels`` must be given.
-        state_dict: key -> PyTorch tensor, NumPy array or anything `numpy.asarray` takes; or
-            what `match` made of that, for this model.
+        state_dict: key -> anything `numpy.asarray` takes, or what `match` made of that.
         in_channels: channels of the images; by default those of the checkpoint.
         adapt_stem: how to get ``in_channels`` from another number. "sum": to one channel, whose
             kernel is the sum of the checkpoint's, as suits grey images. "replicate": the
             checkpoint's channels in turn, scaled so that equal channels keep their output.
-        new_head: a seed or random key: leave the checkpoint's dense layer behind and draw one for
-            ``model.num_classes``.
-        drop_head: leave the checkpoint's dense layer behind, for a model with ``num_classes=0``.
-        dtype: dtype of the variables: by default the model's ``param_dtype``; "keep" for the
-            checkpoint's own.
-
-    Returns:
-        ``{"params": ..., "batch_stats": ...}``: new arrays, which share no memory with the old.
+        new_head: a seed or random key: leave the dense layer behind and draw a new one.
+        drop_head: leave the dense layer behind, for a model with ``num_classes=0``.
+        dtype: by default the model's ``param_dtype``; "keep" for the checkpoint's own.
 
     Raises:
         InputError: when keys are missing, surplus, misshapen or not floating-point (all are
@@ -123,7 +110,9 @@ def from_torch(
         array = array.transpose(TO_FLAX[array.ndim])
         if leaf == stem and adapt_stem:
             array = _adapt_stem(array, adapt_stem, in_channels)
-        leaves[leaf] = _new_array(array, target)
+        if jax.dtypes.canonicalize_dtype(target) != target:
+            raise InputError(f"{target} needs jax.config.update('jax_enable_x64', True)")
+        leaves[leaf] = jnp.array(array.astype(target), copy=True)
     return unflatten_dict(leaves)
 
 
@@ -137,18 +126,11 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """Converts the variables of ``model`` into a PyTorch state dict of NumPy arrays.
 
-    ``load_state_dict(strict=True)`` takes it after `torch.from_numpy`, which refuses bfloat16:
-    carry that over through `save_safetensors`.
-
-    Args:
-        model: the `ResNet`, block or stage of the variables.
-        variables: ``{"params": ..., "batch_stats": ...}``.
-        layout: a key of `LAYOUTS`; where D2L's has no name for a layer, torchvision's is used.
-        dtype: dtype of the arrays; by default that of the variables.
-        num_batches_tracked: the number in every BN's counter: training steps taken so far.
-
-    Returns:
-        Key -> new, writeable, contiguous array.
+    The arrays are new, writeable and contiguous, of the variables' dtype by default.
+    ``load_state_dict(strict=True)`` takes them after `torch.from_numpy`, which refuses bfloat16:
+    carry that over through `save_safetensors`. The layout is a key of `LAYOUTS`; where D2L's has no
+    name for a layer, torchvision's is used. ``num_batches_tracked``, the training steps taken so
+    far, goes to every BN's counter.
 
     Raises:
         InputError: when the variables are not the model's, or the layout is unknown.
@@ -204,11 +186,7 @@ def _dtype_name(value: Any) -> str:
 
 
 def _check(what: str, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> None:
-    """Compares names, shapes and dtypes before memory is taken.
-
-    Raises:
-        InputError: naming every fault.
-    """
+    """Names every fault of names, shapes and dtypes, before memory is taken."""
     both = sorted(shapes.keys() & given.keys())
     found = {key: tuple(given[key].shape) for key in both}
     dtypes = {key: _dtype_name(given[key]) for key in both}
@@ -240,14 +218,6 @@ def _as_numpy(key: str, value: Any) -> np.ndarray:
         raise InputError(f"{key} has no values to read: {error}") from error
 
 
-def _new_array(array: Any, dtype: Dtype) -> jax.Array:
-    """A copy, which does not change when the original does."""
-    dtype = np.dtype(dtype)
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise InputError(f"{dtype} needs jax.config.update('jax_enable_x64', True)")
-    return jnp.array(array.astype(dtype), copy=True)
-
-
 def _adapt_stem(kernel: np.ndarray, how: str, in_channels: int | None) -> np.ndarray:
     """Turns a kernel (H, W, I, O) into (H, W, in_channels, O)."""
     given = kernel.shape[2]
@@ -256,14 +226,13 @@ def _adapt_stem(kernel: np.ndarray, how: str, in_channels: int | None) -> np.nda
         return kernel.sum(2, keepdims=True, dtype=np.float64)
     if how == "replicate" and in_channels:
         logger.info(
-            "stem: %d input channels replicated to %d, scaled by their ratio", given, in_channels
+            f"stem: {given} input channels replicated to {in_channels}, scaled by their ratio"
         )
         return kernel[:, :, np.arange(in_channels) % given].astype(np.float64) * given / in_channels
     raise InputError('adapt_stem is "sum", for one channel, or "replicate", for in_channels=N')
 
 
 def _draw_head(model: Any, key: Any, expected: Mapping[Leaf, Any]) -> dict[Leaf, jax.Array]:
-    """Draws the dense layer as the model would."""
     if HEAD[0] not in expected:
         raise InputError("new_head needs a model with num_classes > 0")
     inputs = jnp.zeros((1, expected[HEAD[0]].shape[0]))

@@ -15,21 +15,15 @@ from resnet_flax.weights.files import load_safetensors
 from resnet_flax.weights.keys import HEAD
 from resnet_flax.weights.state_dict import from_torch, match, to_torch
 
-STEM = ("params", "conv1", "kernel")
-
 logger = logging.getLogger(__name__)
 
 
 def guess_model(
     name: str, state_dict: Mapping[str, Any], flavour: str | None = None, **fields: Any
 ) -> ResNet:
-    """Builds the network of a state dict, from which it takes flavour and number of classes.
+    """Builds the network of a state dict in any layout, as `build_model` does.
 
-    Args:
-        name: a key of `resnet_flax.nn.resnet.ARCHITECTURES`.
-        state_dict: in any layout.
-        flavour: by default "d2l" if the convolutions have biases.
-        **fields: other fields of the `ResNet`.
+    Convolutions with biases make the flavour d2l, the dense layer tells the number of classes.
     """
     flavour = flavour or ("d2l" if _has_biases(state_dict) else "torchvision")
     matrices = [np.shape(value) for value in state_dict.values() if np.ndim(value) == 2]
@@ -39,23 +33,19 @@ def guess_model(
 def start_from(
     path: str | os.PathLike[str], model: ResNet, *, channels: int, seed: int
 ) -> dict[str, Any]:
-    """Reads the variables that a training starts from, fitted to the network.
+    """Reads the variables that a training starts from, fitted to the network and its images.
 
-    A dense layer for another number of classes is drawn anew, a stem for another number of channels
-    is summed (to one) or replicated, as `from_torch` does it.
-
-    Args:
-        path: a safetensors file in any of the `LAYOUTS`.
-        model: to be trained.
-        channels: of its images.
-        seed: for the dense layer.
+    They are a safetensors file in any of the `LAYOUTS`. A dense layer for another number of classes
+    is drawn anew, by the seed; a stem for another number of channels is summed (to one) or
+    replicated, as `from_torch` does it.
 
     Raises:
         InputError: when the file cannot be read, or is of another network.
     """
     logger.info("start from %s", path)
     weights = match(model, load_safetensors(path), channels)
-    stem, head = (weights.tensors.get(weights.keys[leaf]) for leaf in (STEM, HEAD[1]))
+    leaves = ("params", "conv1", "kernel"), HEAD[1]
+    stem, head = (weights.tensors.get(weights.keys[leaf]) for leaf in leaves)
     biased = _has_biases(weights.tensors)
     if stem is not None and biased != model.use_bias:
         raise InputError(
@@ -67,12 +57,9 @@ def start_from(
         adapted = "sum" if channels == 1 else "replicate"
     same_head = head is not None and head.shape[:1] == (model.num_classes,)
     try:
+        new_head = None if same_head else seed
         return from_torch(
-            model,
-            weights,
-            in_channels=channels,
-            adapt_stem=adapted,
-            new_head=None if same_head else seed,
+            model, weights, in_channels=channels, adapt_stem=adapted, new_head=new_head
         )
     except InputError as error:
         raise InputError(f"{path}: {one_line(error)[:1000]}") from error
@@ -81,13 +68,7 @@ def start_from(
 def convert(
     model: ResNet, state_dict: Mapping[str, Any], layout: str, dtype: Dtype | None = None
 ) -> dict[str, np.ndarray]:
-    """Rewrites a state dict of the model in another layout of keys, or dtype.
-
-    Args:
-        model: as `guess_model` returns it.
-        state_dict: as `from_torch` takes it.
-        layout: as of `to_torch`.
-        dtype: by default the checkpoint's own.
+    """Rewrites a state dict of the model in another of the `LAYOUTS`, or dtype.
 
     Raises:
         InputError: when the state dict is not the model's.
@@ -99,7 +80,7 @@ def convert(
         count = max(counts, default=0)
         if len(counts) > 1:
             logger.info(
-                "num_batches_tracked differed between layers (%s): wrote %d", sorted(counts), count
+                f"num_batches_tracked differed between layers ({sorted(counts)}): wrote {count}"
             )
         return to_torch(model, variables, layout, num_batches_tracked=count)
 
