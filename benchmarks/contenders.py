@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,21 +33,19 @@ def resnet_flax(options: argparse.Namespace, data: Dataset) -> Contender:
     import optax
 
     from resnet_flax.nn.resnet import build_model
-    from resnet_flax.training.compilation import compile_train_steps
     from resnet_flax.training.metrics import Metrics
-    from resnet_flax.training.step import Images, create_train_state, eval_step
+    from resnet_flax.training.step import Images, create_train_state, eval_step, train_steps
 
     size = options.image_size
     placed = Images.place(data.images, data.labels)
     model = build_model(options.model, dtype=options.dtype)
     state = create_train_state(model, optax.sgd(0.05), placed, 0)
-    shapes = [(1, options.batch_size)]
-    train_steps = compile_train_steps(state, placed, shapes, image_size=size)
+    steps = jax.jit(partial(train_steps, image_size=size), donate_argnums=0)
 
     def train(indices: np.ndarray) -> float:
         nonlocal state
         start = time.perf_counter()
-        state, metrics = train_steps(state, Metrics.empty(), placed, jax.device_put(indices[None]))
+        state, metrics = steps(state, Metrics.empty(), placed, jax.device_put(indices[None]), 1)
         assert np.isfinite(metrics.loss)
         return time.perf_counter() - start
 

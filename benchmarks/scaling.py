@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import re
+from functools import partial
 
 DEVICES = 8
 BYTES = {"f32": 4, "s32": 4}
@@ -27,10 +28,10 @@ def count_all_reduces(model_name: str, image_size: int) -> list[int]:
     import numpy as np
     import optax
 
-    from resnet_flax.machine.devices import data_mesh, replicate
+    from resnet_flax.machine.devices import data_mesh, replicate, replicated, split_batch
     from resnet_flax.nn.resnet import build_model
-    from resnet_flax.training.compilation import compile_train_steps
-    from resnet_flax.training.step import Images, create_train_state
+    from resnet_flax.training.metrics import Metrics
+    from resnet_flax.training.step import Images, create_train_state, train_steps
 
     mesh = data_mesh()
     images, labels = np.zeros((DEVICES, 28, 28, 1), np.uint8), np.zeros(DEVICES, np.int32)
@@ -38,9 +39,10 @@ def count_all_reduces(model_name: str, image_size: int) -> list[int]:
     state = create_train_state(model, optax.sgd(0.05), Images.place(images, labels), 0)
     data = Images.place(images, labels, mesh)
     state = replicate(state, mesh)
-    shape = (1, DEVICES)
-    steps = compile_train_steps(state, data, [shape], image_size=image_size, mesh=mesh)
-    program = steps.program(shape).as_text() or ""
+    indices = split_batch(np.arange(DEVICES, dtype=np.int32)[None], mesh)
+    steps = jax.jit(partial(train_steps, image_size=image_size), out_shardings=replicated(mesh))
+    lowered = steps.lower(state, replicate(Metrics.empty(), mesh), data, indices, 1)
+    program = lowered.compile().as_text() or ""
     sizes = []
     for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", program):
         arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)

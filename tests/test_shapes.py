@@ -111,7 +111,7 @@ def test_the_steps():
     options = {"image_size": 8, **FAST.step_options()}
     images, labels = integers(2, 6, 6, 3, dtype=jnp.uint8), integers(2)
     traced(training.train_step, state, metrics, images, labels, **options)
-    traced(training.train_steps, state, metrics, data, integers(1, 2), **options)
+    traced(training.train_steps, state, metrics, data, integers(1, 2), integers(), **options)
     traced(training.eval_step, state, metrics, images, labels, floats(2), image_size=8)
     with pytest.raises(TypeCheckError):
         traced(training.train_step, state, metrics, images, integers(1, 2), **options)

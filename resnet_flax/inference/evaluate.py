@@ -38,7 +38,8 @@ def load_test_set(
             names: a stranger's run shall not choose what is read.
     """
     if dataset is None and network.dataset.startswith(FOLDER):
-        raise InputError(f"the network was trained on {network.dataset}: name it as the dataset")
+        mend = "name the folder by `dataset`"
+        raise InputError(f"the network was trained on {network.dataset}: {mend}")
     name, size = dataset or network.dataset, network.image_size
     splits = load_dataset(name, data_dir, image_size=size, seed=network.seed)
     if splits.classes != network.classes:
@@ -62,7 +63,7 @@ def read_weights(
         InputError: when the file cannot be read, or is of another network.
     """
     if not 1 <= image_size <= LARGEST_IMAGE:
-        raise InputError(f"image_size must be between 1 and {LARGEST_IMAGE}, not {image_size}")
+        raise InputError(f"`image_size` must be between 1 and {LARGEST_IMAGE}, not {image_size}")
     state_dict = load_safetensors(path)
     network = guess_model(model, state_dict, flavour)
     variables = from_torch(network, state_dict)

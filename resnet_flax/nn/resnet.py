@@ -45,18 +45,12 @@ DTYPES = ("float32", "bfloat16")
 MOST_STAGES, MOST_BLOCKS = 6, 200  # ResNet-152 has 4 and 50
 
 
-def _number(default: float, low: float, high: float) -> Any:
-    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+def _field(default: Any, **metadata: Any) -> Any:
+    """A field with what it may be: from ``low`` to ``high``, or one of the names ``choices``.
 
-
-def _one_of(default: Any, choices: Mapping[str, Any]) -> Any:
-    """A field of which a description holds the choice's name."""
-    return dataclasses.field(default=default, metadata={"choices": choices})
-
-
-def _unsaved(default: Any) -> Any:
-    """A field that does not matter to a trained network."""
-    return dataclasses.field(default=default, metadata={"saved": False})
+    ``saved=False``: it does not matter to a trained network, and its description leaves it out.
+    """
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class ResNet(nn.Module):
@@ -93,25 +87,25 @@ class ResNet(nn.Module):
     """
 
     stage_sizes: Sequence[int]
-    block: type[Block] = _one_of(Residual, BLOCKS)
-    num_classes: int = _unsaved(10)
+    block: type[Block] = _field(Residual, choices=BLOCKS)
+    num_classes: int = _field(10, saved=False)
     use_bias: bool = True
     norm_shortcut: bool = False
-    stem: str = _one_of("imagenet", {name: name for name in STEMS})
-    channels: int = _number(64, 1, 4096)
-    width_multiplier: float = _number(1.0, 0.01, 100.0)
+    stem: str = _field("imagenet", choices={name: name for name in STEMS})
+    channels: int = _field(64, low=1, high=4096)
+    width_multiplier: float = _field(1.0, low=0.01, high=100.0)
     stride_first: bool = False
     preactivation: bool = False
     zero_init_residual: bool = False
-    dropout_rate: float = _number(0.0, 0.0, 1.0)
-    stochastic_depth_rate: float = _number(0.0, 0.0, 1.0)
-    conv_init: Initializer = _unsaved(xavier_uniform)
-    dense_init: Initializer = _unsaved(xavier_uniform)
-    frozen_stages: int = _unsaved(0)
-    momentum: float = _number(0.1, 0.0, 1.0)
-    epsilon: float = _number(1e-5, 0.0, 1.0)
+    dropout_rate: float = _field(0.0, low=0.0, high=1.0)
+    stochastic_depth_rate: float = _field(0.0, low=0.0, high=1.0)
+    conv_init: Initializer = _field(xavier_uniform, saved=False)
+    dense_init: Initializer = _field(xavier_uniform, saved=False)
+    frozen_stages: int = _field(0, saved=False)
+    momentum: float = _field(0.1, low=0.0, high=1.0)
+    epsilon: float = _field(1e-5, low=0.0, high=1.0)
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = _unsaved(jnp.float32)
+    param_dtype: Dtype = _field(jnp.float32, saved=False)
 
     def __post_init__(self) -> None:
         self.stage_sizes = _stage_sizes(self.stage_sizes)
@@ -259,29 +253,11 @@ def build_model(name: str, flavour: str = "d2l", **fields: Any) -> ResNet:
     return ResNet(**FLAVOURS[flavour] | ARCHITECTURES[name] | fields)
 
 
-def resnet18(flavour: str = "d2l", **fields: Any) -> ResNet:
-    """ResNet-18, D2L's network; arguments as in `build_model`."""
-    return build_model("resnet18", flavour, **fields)
-
-
-def resnet34(flavour: str = "d2l", **fields: Any) -> ResNet:
-    """ResNet-34; arguments as in `build_model`."""
-    return build_model("resnet34", flavour, **fields)
-
-
-def resnet50(flavour: str = "d2l", **fields: Any) -> ResNet:
-    """ResNet-50, of bottleneck blocks; arguments as in `build_model`."""
-    return build_model("resnet50", flavour, **fields)
-
-
-def resnet101(flavour: str = "d2l", **fields: Any) -> ResNet:
-    """ResNet-101, of bottleneck blocks; arguments as in `build_model`."""
-    return build_model("resnet101", flavour, **fields)
-
-
-def resnet152(flavour: str = "d2l", **fields: Any) -> ResNet:
-    """ResNet-152, of bottleneck blocks; arguments as in `build_model`."""
-    return build_model("resnet152", flavour, **fields)
+resnet18 = partial(build_model, "resnet18")
+resnet34 = partial(build_model, "resnet34")
+resnet50 = partial(build_model, "resnet50")
+resnet101 = partial(build_model, "resnet101")
+resnet152 = partial(build_model, "resnet152")
 
 
 def check_network_input(images: Any) -> None:
@@ -297,7 +273,7 @@ def check_network_input(images: Any) -> None:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images must be floating point in [0, 1], not {images.dtype}: divide them by 255, or "
-            "use resnet_flax.preprocessing.prepare_images"
+            "use resnet_flax.nn.prepare_images"
         )
     if isinstance(images, jax.core.Tracer) or not images.size:
         return
@@ -346,10 +322,7 @@ def _saved_fields() -> list[dataclasses.Field[Any]]:
 
 
 def _stage_sizes(sizes: Any) -> tuple[int, ...]:
-    try:
-        counts = tuple(sizes)
-    except TypeError:
-        counts = ()
+    counts = tuple(sizes) if isinstance(sizes, Sequence) else ()
     whole = all(isinstance(n, int | np.integer) and type(n) is not bool and n >= 1 for n in counts)
     _require(whole and 1 <= len(counts) <= MOST_STAGES, "stage_sizes", sizes)
     _require(sum(counts) <= MOST_BLOCKS, "stage_sizes", sizes)
@@ -358,14 +331,16 @@ def _stage_sizes(sizes: Any) -> tuple[int, ...]:
 
 def _check_field(field: dataclasses.Field[Any], value: Any) -> None:
     default, limits = field.default, field.metadata
+    fine = True
     if isinstance(default, bool):
-        _require(isinstance(value, bool | np.bool_), field.name, value)
+        fine = isinstance(value, bool | np.bool_)
     elif "low" in limits:
         kinds = int | np.integer if isinstance(default, int) else int | float | np.number
-        fine = isinstance(value, kinds) and not isinstance(value, bool | np.complexfloating)
-        _require(fine and limits["low"] <= value <= limits["high"], field.name, value)
+        fine = isinstance(value, kinds) and type(value) is not bool
+        fine = fine and bool(limits["low"] <= value <= limits["high"])
     elif field.name == "stem":
-        _require(isinstance(value, str) and value in STEMS, field.name, value)
+        fine = isinstance(value, str) and value in STEMS
+    _require(fine, field.name, value)
 
 
 def _require(fine: bool, name: str, value: Any) -> None:

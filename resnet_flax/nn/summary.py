@@ -39,25 +39,26 @@ def summarize(model: ResNet, image_size: int, channels: int = 1) -> list[Row]:
     with nn.intercept_methods(record):
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
 
-    parameters, multiply_adds, shapes = Counter[str](), Counter[str](), {}
+    parameters, multiply_adds = Counter[str](), Counter[str]()
     for path, leaf in jax.tree.leaves_with_path(variables["params"]):
         parameters[path[0].key] += leaf.size
+    shapes = {}
     for module, inputs, outputs in calls:
         if module.path:
             multiply_adds[module.path[0]] += _multiply_adds(module, inputs, outputs)
         if len(module.path) == 1:
             shapes[module.path[0]] = (inputs, outputs)
 
-    def row(layer: str, output: tuple[int, ...], *parts: str) -> Row:
-        sums = [sum(counts[part] for part in parts) for counts in (parameters, multiply_adds)]
-        return Row(layer, output, *sums)
-
-    stages = [f"layer{index + 1}" for index in range(len(model.stage_sizes))]
-    rows = [row("stem", shapes[stages[0]][0], "conv1", "bn1")]
-    rows += [row(f"stage {n}", shapes[name][1], name) for n, name in enumerate(stages, start=1)]
-    rows.append(row("global average pool", shapes[stages[-1]][1][-1:], "norm"))
-    if "fc" in shapes:
-        rows.append(row("dense", shapes["fc"][1], "fc"))
+    rows = []
+    for part, names in model.parts.items():
+        if part == "stem":  # of which pooling, without a name, is the last
+            output = shapes["layer1"][0]
+        elif part == "global average pool":
+            output = output[-1:]
+        else:
+            output = shapes[names[-1]][1]
+        counts = (sum(count[name] for name in names) for count in (parameters, multiply_adds))
+        rows.append(Row(part, output, *counts))
     return rows
 
 

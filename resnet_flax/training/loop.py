@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.machine.devices import any_process, replicate, split_batch
 from resnet_flax.machine.interruption import Interrupted, Interruption
-from resnet_flax.training.compilation import compile_train_steps
+from resnet_flax.training.compilation import EVALUATION, compile_programs
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import EpochResult, Position
 from resnet_flax.training.progress import Progress
-from resnet_flax.training.step import Images, TrainState, evaluate
+from resnet_flax.training.step import Images, TrainState, evaluate, whole_share
 
 Event = Callable[[TrainState, Position], None]
 # An accelerator gets several steps at once, so that it need not wait for the host; a CPU loses its
@@ -72,12 +72,9 @@ def fit(
         state: donated.
         position: where the run is.
         progress: told of each step.
-        save: keeps what was reached within an epoch.
-        epoch_ended: keeps what was reached after an epoch and its evaluation.
+        save: called to keep what was reached within an epoch.
+        epoch_ended: called to keep what was reached after an epoch and its evaluation.
         interruption: read after each step.
-
-    Returns:
-        The last state and position.
 
     Raises:
         TrainingError: when the loss is no longer finite; what was saved stays.
@@ -87,31 +84,34 @@ def fit(
         return state, position
     batches = job.batches(1)
     sizes = [len(indices) for indices in batches]
-    starts = dict.fromkeys((position.steps, 0))
-    shapes = [each.shape for start in starts for each in stack_batches(batches[start:])]
+    calls = stack_batches(batches[position.steps :], sizes[0]) + stack_batches(batches, sizes[0])
     with progress.compiling():
-        steps = compile_train_steps(
+        programs = compile_programs(
             state,
             job.train_set,
-            dict.fromkeys(shapes),
+            job.test_set,
+            dict.fromkeys(stack.shape for stack, _ in calls),
+            whole_share(sizes[0], job.mesh),
             mesh=job.mesh,
             image_size=job.image_size,
-            **job.step_options,
+            flip=job.flip,
+            step_options=job.step_options,
         )
-    with interruption.deferred(), steps.background:
+    with interruption.deferred(), programs.background:
         while position.epoch <= job.epochs:
             with progress.epoch(position.epoch, sizes, position.steps) as on_step:
                 state, position = train_epoch(
-                    job, state, position, steps, on_step, save=save, interruption=interruption
+                    job, state, position, programs, on_step, save=save, interruption=interruption
                 )
             started = time.perf_counter()
             tested = evaluate(
                 state,
                 job.test_set,
-                batch_size=max(sizes),
+                batch_size=sizes[0],
                 image_size=job.image_size,
                 flip=job.flip,
                 mesh=job.mesh,
+                step=partial(programs, EVALUATION),
                 before_batch=partial(stop_if_asked, state, position, save, interruption),
             )
             result = EpochResult(
@@ -132,7 +132,7 @@ def train_epoch(
     job: Job,
     state: TrainState,
     position: Position,
-    run_steps: Callable[..., tuple[TrainState, Metrics]],
+    programs: Callable[..., tuple[TrainState, Metrics]],
     on_step: Callable[[int, Metrics], None],
     *,
     save: Event,
@@ -140,18 +140,8 @@ def train_epoch(
 ) -> tuple[TrainState, Position]:
     """The rest of an epoch's steps.
 
-    Args:
-        job: data and batches.
-        state: donated to the first step.
-        position: where the epoch begins, or goes on.
-        run_steps: `resnet_flax.training.train_steps`, compiled.
-        on_step: called with the number of finished steps and their sums.
-        save: called from time to time.
-        interruption: read after each step.
-
-    Raises:
-        TrainingError: when the loss is no longer finite.
-        Interrupted: when the run was asked to stop.
+    ``programs`` is called with a stack's shape and what `resnet_flax.training.train_steps` takes,
+    ``on_step`` with the number of finished steps and their sums; the rest is as in `fit`.
     """
     batches = job.batches(position.epoch)
     metrics = replicate(position.metrics, job.mesh)
@@ -164,14 +154,15 @@ def train_epoch(
         return position.replace(steps=steps, metrics=metrics, training_seconds=seconds)
 
     done = position.steps
-    for call, indices in enumerate(stack_batches(batches[done:])):
+    for call, (stack, steps) in enumerate(stack_batches(batches[done:], len(batches[0]))):
         before = metrics
-        batch = split_batch(indices, job.mesh)
-        state, metrics = run_steps(state, metrics, job.train_set, batch)
+        batch = split_batch(stack, job.mesh)
+        count = replicate(np.int32(steps), job.mesh)
+        state, metrics = programs(stack.shape, state, metrics, job.train_set, batch, count)
         # Reading the sums before this call leaves the device busy, with one call in flight.
         check_finite(before, position.epoch, done)
         on_step(done, before)
-        done += len(indices)
+        done += steps
         if jax.process_count() > 1 and call % CALLS_BETWEEN_AGREEMENTS:
             continue
         due = time.perf_counter() - saved > job.seconds_between_checkpoints
@@ -187,32 +178,25 @@ def train_epoch(
     return state, position
 
 
-def stack_batches(batches: list[np.ndarray]) -> list[np.ndarray]:
-    """Puts steps that run in one call together.
-
-    Args:
-        batches: (B,) each, all of one length but the last.
+def stack_batches(batches: list[np.ndarray], size: int) -> list[tuple[np.ndarray, int]]:
+    """Puts steps that run in one call together, in the same order.
 
     Returns:
-        (S, B) each, in the same order.
+        (S, B) and how many of the S are batches. Few shapes need few programs: those of ``size``
+        fill up one shape, and a last, smaller batch is alone.
     """
     most = STEPS_AT_ONCE.get(jax.default_backend(), STEPS_AT_ONCE_ON_ACCELERATORS)
     stacks = []
     while batches:
-        together = batches[:most]
-        if len(together) < most or len({len(each) for each in together}) > 1:
-            together = together[:1]  # few shapes need few programs
-        stacks.append(np.stack(together))
+        together = [each for each in batches[:most] if len(each) == size] or batches[:1]
+        rows = np.minimum(np.arange(most if len(together[0]) == size else 1), len(together) - 1)
+        stacks.append((np.stack(together)[rows], len(together)))
         batches = batches[len(together) :]
     return stacks
 
 
 def check_finite(metrics: Metrics, epoch: int, steps: int) -> None:
-    """Waits for the sums, and makes sure that they are numbers.
-
-    Raises:
-        TrainingError: when the loss is infinite or not a number.
-    """
+    """Waits for the sums, and raises `TrainingError` where the loss is infinite or no number."""
     if not math.isfinite(metrics.loss):
         raise TrainingError(
             f"the loss is {metrics.loss} in epoch {epoch}, step {steps}: "
@@ -223,11 +207,7 @@ def check_finite(metrics: Metrics, epoch: int, steps: int) -> None:
 def stop_if_asked(
     state: TrainState, position: Position, save: Event, interruption: Interruption
 ) -> None:
-    """Saves and stops, if a signal came.
-
-    Raises:
-        Interrupted: if so.
-    """
+    """Saves and raises `Interrupted`, if a signal came to any process."""
     signum = interruption.requested
     if any_process(signum is not None):
         save(state, position)
@@ -237,11 +217,6 @@ def stop_if_asked(
 
 def check_batches(batches: list[np.ndarray], image_size: int, total_stride: int) -> None:
     """Makes sure that the smallest batch can be normalised in the network's last stage.
-
-    Args:
-        batches: index arrays.
-        image_size: height and width of the images, in pixels.
-        total_stride: of the network.
 
     Raises:
         InputError: when that stage would hold a single value per channel.

@@ -107,13 +107,7 @@ RECIPES = {
 def build_optimizer(
     recipe: Recipe, learning_rate: float, steps: int
 ) -> optax.GradientTransformation:
-    """The recipe's optimiser.
-
-    Args:
-        recipe: decides between SGD and Muon.
-        learning_rate: the largest.
-        steps: of the whole run.
-    """
+    """The recipe's optimiser, for a run of so many steps; the rate is the largest."""
     if not recipe.muon:
         return optax.sgd(learning_rate)
 
@@ -140,10 +134,6 @@ def freeze(optimizer: optax.GradientTransformation, model: ResNet) -> optax.Grad
 
     The compiler leaves out the gradients that nothing needs, so that a frozen part costs its
     forward pass only.
-
-    Args:
-        optimizer: for the other parameters.
-        model: in which the frozen parts stay in eval mode.
 
     Raises:
         InputError: when there are not as many parts.

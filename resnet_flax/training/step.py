@@ -20,7 +20,7 @@ from flax.training import train_state
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
-from resnet_flax.machine.devices import replicate, split_batch
+from resnet_flax.machine.devices import data_mesh, replicate, split_batch
 from resnet_flax.nn.preprocessing import augment, check_shape, mirrored_logits, prepare_images
 from resnet_flax.training.metrics import Metrics
 
@@ -177,25 +177,31 @@ def train_step(
 
 
 def train_steps(
-    state: TrainState, metrics: Metrics, data: Images, batches: Int[Array, "S B"], **options: Any
+    state: TrainState,
+    metrics: Metrics,
+    data: Images,
+    batches: Int[Array, "S B"],
+    count: Int[Array, ""] | int,
+    **options: Any,
 ) -> tuple[TrainState, Metrics]:
     """Several calls of `train_step` as one program, so that the host need not start each.
 
     Args:
-        state: the training's.
+        state: as in `train_step`.
         metrics: the sums so far.
         data: the whole training set, on the device.
         batches: int32 (S, B), the samples of each step.
+        count: how many of the S steps are done; one program serves any number.
         **options: of `train_step`.
     """
 
-    def next_step(reached: Any, indices: jax.Array) -> tuple[Any, None]:
-        images, labels = data.images[indices], data.labels[indices]
-        return train_step(*reached, images, labels, **options), None
+    def step(index: Any, reached: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        images, labels = data.images[batches[index]], data.labels[batches[index]]
+        return train_step(*reached, images, labels, **options)
 
     if len(batches) == 1:  # a CPU has no quick convolution inside a loop
-        return next_step((state, metrics), batches[0])[0]
-    return jax.lax.scan(next_step, (state, metrics), batches)[0]
+        return step(0, (state, metrics))
+    return jax.lax.fori_loop(0, count, step, (state, metrics))
 
 
 @partial(jax.jit, static_argnames=("image_size", "flip"))
@@ -212,7 +218,7 @@ def eval_step(
     """Adds a batch of the test set to the sums, normalised by the running statistics.
 
     Args:
-        state: the parameters and running statistics to evaluate.
+        state: what to evaluate.
         metrics: the sums so far.
         images: uint8 (B, H, W, C).
         labels: integers (B,).
@@ -227,9 +233,10 @@ def eval_step(
 
 
 @partial(jax.jit, static_argnames=("image_size", "flip"))
-def _eval_by_index(
+def eval_by_index(
     state: TrainState, metrics: Metrics, data: Images, indices: Any, weights: Any, **options: Any
 ) -> Metrics:
+    """`eval_step` on the samples (B,) of a data set on the device."""
     images, labels = data.images[indices], data.labels[indices]
     return eval_step(state, metrics, images, labels, weights, **options)
 
@@ -242,6 +249,7 @@ def evaluate(
     image_size: int,
     flip: bool = False,
     mesh: Mesh | None = None,
+    step: Callable[..., Metrics] | None = None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """Loss and accuracy over a whole data set, in eval mode, each sample counted once.
@@ -253,23 +261,27 @@ def evaluate(
         image_size: height and width the images are resized to, in pixels.
         flip: average each image's logits with those of its mirror image.
         mesh: the devices that share the work, if there are several.
+        step: `eval_by_index`, compiled with these options.
         before_batch: called before each batch; it may raise.
     """
-    devices = mesh.size if mesh else 1
-    batch_size = -(-batch_size // devices) * devices
-    metrics = Metrics.empty()
+    mesh = mesh or data_mesh()
+    step = step or partial(eval_by_index, image_size=image_size, flip=flip)
+    batch_size = whole_share(batch_size, mesh)
+    metrics = replicate(Metrics.empty(), mesh)
     count = len(data.labels)
     for start in range(0, count, batch_size):
         before_batch()
-        indices = np.arange(start, start + batch_size, dtype=np.int32)
+        wanted = np.arange(start, start + batch_size, dtype=np.int32)
         # Padding keeps one compiled shape; in eval mode a sample cannot touch another's logits.
-        weights = (indices < count).astype(np.float32)
-        indices = np.minimum(indices, count - 1)
-        batch: Any = (indices, weights)
-        if mesh:
-            batch = (split_batch(indices, mesh), split_batch(weights, mesh))
-        metrics = _eval_by_index(state, metrics, data, *batch, image_size=image_size, flip=flip)
+        weights = split_batch((wanted < count).astype(np.float32), mesh)
+        indices = split_batch(np.minimum(wanted, count - 1), mesh)
+        metrics = step(state, metrics, data, indices, weights)
     return metrics
+
+
+def whole_share(batch_size: int, mesh: Mesh) -> int:
+    """The next multiple of the number of devices."""
+    return -(-batch_size // mesh.size) * mesh.size
 
 
 def moving_average(decay: float, average: Any, new: Any, step: jax.Array) -> Any:

@@ -130,8 +130,16 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_whole_package(wheel):
-    expected = {path.name for path in (ROOT / "resnet_flax").glob("*.py")} | {"py.typed"}
-    assert {path.name for path in (wheel / "resnet_flax").iterdir()} == expected
+    here, there = (
+        {
+            path.relative_to(root)
+            for path in root.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        for root in (ROOT / "resnet_flax", wheel / "resnet_flax")
+    )
+    assert there == here
+    assert {Path("py.typed"), Path("machine/__init__.pyi")} <= there
     (information,) = wheel.glob("*.dist-info")
     assert {path.name for path in wheel.iterdir()} == {
         "resnet_flax",

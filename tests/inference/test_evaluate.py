@@ -33,5 +33,5 @@ def test_other_images_and_other_classes(shared_run):
 
 def test_a_run_does_not_choose_which_folder_is_read():
     network = new_network(dataset="folder:/etc")
-    with pytest.raises(InputError, match="trained on folder:/etc: name it as the dataset"):
+    with pytest.raises(InputError, match="trained on folder:/etc: name the folder by `dataset`"):
         load_test_set(network, None, None)

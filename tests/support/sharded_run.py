@@ -16,10 +16,11 @@ from resnet_flax.machine.runtime import configure_runtime
 from resnet_flax.nn.resnet import ResNet
 from resnet_flax.runs.checkpoints import Checkpoints
 from resnet_flax.runs.config import TrainConfig
-from resnet_flax.runs.run_folder import CHECKPOINTS, open_run
+from resnet_flax.runs.run_folder import CHECKPOINTS, open_run, write_metrics
 from resnet_flax.training.loop import fit
+from resnet_flax.training.position import Position
 from resnet_flax.training.progress import Progress
-from resnet_flax.training.step import Images, create_train_state
+from resnet_flax.training.step import Images, TrainState, create_train_state
 from tests.support.small_run import new_job
 
 
@@ -42,22 +43,26 @@ def main(result: Path, epochs: int, *others: str) -> None:
     model = ResNet((1, 1), stem="cifar", num_classes=10, channels=8, **dtypes)
     optimizer = optax.sgd(0.05, momentum=0.9)
     state = create_train_state(model, optimizer, Images.place(images, labels), 0)
-    folder = open_run(config) / CHECKPOINTS if jax.process_index() == 0 else None
-    with Checkpoints(folder) as checkpoints:
+    folder = open_run(config) if jax.process_index() == 0 else None
+    with Checkpoints(folder / CHECKPOINTS if folder else None) as checkpoints:
         state, position = checkpoints.restore(state)
+
+        def epoch_ended(state: TrainState, position: Position) -> None:
+            checkpoints.save(state, position, position.results[-1].test_acc)
+            if folder:
+                write_metrics(folder, position.results)
+
         state, position = fit(
             job,
             replicate(state, mesh),
             position,
             progress=Progress(epochs, 8),
             save=checkpoints.save,
-            epoch_ended=lambda state, position: checkpoints.save(
-                state, position, position.results[-1].test_acc
-            ),
+            epoch_ended=epoch_ended,
             interruption=Interruption(),
         )
     assert int(state.step) == 10 * epochs
-    if jax.process_index() == 0:
+    if folder:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
         figures = [(row.loss, row.train_acc, row.test_acc) for row in position.results]
         np.savez(result, *leaves, np.array(figures), devices=jax.device_count())

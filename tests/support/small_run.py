@@ -22,7 +22,11 @@ from resnet_flax.training.step import Images, TrainState, create_train_state, tr
 
 MODEL = ResNet((1,), stem="cifar", num_classes=10, channels=8)  # few compile quickly
 IMAGE_SIZE = 8
-STEPS = jax.jit(partial(train_steps, image_size=IMAGE_SIZE), donate_argnums=0)
+
+
+@partial(jax.jit, donate_argnums=0)
+def steps(state: TrainState, metrics: Metrics, data: Images, batches: Any, count: Any) -> Any:
+    return train_steps(state, metrics, data, batches, count, image_size=IMAGE_SIZE)
 
 
 def random_data(count: int, seed: int = 0) -> Images:
@@ -68,7 +72,7 @@ def run_epoch(
         job,
         state,
         Position(results),
-        STEPS,
+        lambda name, *arguments: steps(*arguments),
         on_step=lambda *_: None,
         save=lambda *_: None,
         interruption=Interruption(),

@@ -1,48 +1,78 @@
+import threading
+
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
-from resnet_flax.training.compilation import TrainPrograms, compile_train_steps
+from resnet_flax.machine.devices import data_mesh
+from resnet_flax.training.compilation import EVALUATION, Programs, compile_programs
 from resnet_flax.training.metrics import Metrics
-from tests.support.small_run import IMAGE_SIZE, STEPS, new_state, random_data
+from resnet_flax.training.step import eval_by_index
+from tests.support.small_run import IMAGE_SIZE, new_state, random_data, steps
 
 
-def test_the_programs_of_all_shapes_are_the_steps_and_the_first_waits_for_no_other():
+def test_the_programs_are_the_steps_and_the_evaluation():
     data, optimizer = random_data(12), optax.sgd(0.05)
     batches = [jnp.arange(8)[None], jnp.arange(8, 12)[None], jnp.arange(8)[None]]
     expected = new_state(data, optimizer), Metrics.empty()
     for batch in batches:
-        expected = STEPS(*expected, data, batch)
+        expected = steps(*expected, data, batch, 1)
 
-    state = new_state(data, optimizer)
-    steps = compile_train_steps(state, data, [(1, 8), (1, 4)], image_size=IMAGE_SIZE)
-    lowered, lower = [], steps._lower
-    steps._lower = lambda shape: lowered.append(shape) or lower(shape)
-    found = state, Metrics.empty()
-    assert lowered == []
+    programs = compile_programs(
+        new_state(data, optimizer),
+        data,
+        data,
+        {(1, 8): None, (1, 4): None},
+        8,
+        mesh=data_mesh(),
+        image_size=IMAGE_SIZE,
+        flip=False,
+        step_options={},
+    )
+    found = new_state(data, optimizer), Metrics.empty()
     for batch in batches:
-        found = steps(*found, data, batch)
-        assert lowered == [(1, 4)]
-    steps.background.shutdown()
+        found = programs(batch.shape, *found, data, batch, jnp.int32(1))
     chex.assert_trees_all_equal(found, expected)
+    test = Metrics.empty(), data, jnp.arange(8), jnp.ones(8)
+    chex.assert_trees_all_close(
+        programs(EVALUATION, found[0], *test),
+        eval_by_index(expected[0], *test, image_size=IMAGE_SIZE, flip=False),
+        rtol=1e-6,
+    )
+    programs.background.shutdown()
 
 
-def test_an_accelerator_has_all_programs_before_its_first_step(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
+class Lowered:
+    """A program that notes when it is compiled."""
+
+    def __init__(self, name, compiled):
+        self.name, self.compiled = name, compiled
+
+    def compile(self):
+        if self.name == "refused":
+            raise RuntimeError("too large for the device")
+        self.compiled.append((self.name, threading.current_thread()))
+        return lambda: self.name
+
+
+def test_the_first_is_ready_and_the_others_follow_one_by_one():
     compiled = []
+    names = ["first", "second", "third"]
+    lower = {name: lambda name=name: Lowered(name, compiled) for name in names}
+    programs = Programs(lower)
+    assert compiled == [("first", threading.main_thread())]
+    assert programs("first") == "first"
+    assert programs("third") == "third"
+    assert [name for name, _ in compiled] == names
+    assert len({thread for _, thread in compiled[1:]}) == 1  # which does one after the other
 
-    class Lowered:
-        def __init__(self, shape):
-            self.shape = shape
 
-        def compile(self):
-            if self.shape == (1, 3):
-                raise RuntimeError("too large for the device")
-            compiled.append(self.shape)
-
-    TrainPrograms(Lowered, [(1, 8), (1, 4), (1, 2)])
-    assert sorted(compiled) == [(1, 2), (1, 4), (1, 8)]
+def test_a_program_that_the_compiler_refuses_is_an_error_where_it_is_called():
     with pytest.raises(RuntimeError, match="too large for the device"):
-        TrainPrograms(Lowered, [(1, 8), (1, 3)])
+        Programs({"refused": lambda: Lowered("refused", [])})
+    lower = {name: lambda name=name: Lowered(name, []) for name in ("first", "refused")}
+    programs = Programs(lower)
+    assert programs("first") == "first"
+    with pytest.raises(RuntimeError, match="too large for the device"):
+        programs("refused")

@@ -12,7 +12,7 @@ import pytest
 from resnet_flax.errors import TrainingError
 from resnet_flax.machine.interruption import Interrupted, Interruption
 from resnet_flax.training import loop
-from resnet_flax.training.compilation import compile_train_steps
+from resnet_flax.training.compilation import compile_programs
 from resnet_flax.training.loop import fit, stack_batches
 from resnet_flax.training.position import Position
 from resnet_flax.training.progress import Progress
@@ -35,10 +35,10 @@ def compiled_once():
 
         def compile_once(*arguments, **options):
             if not compiled:
-                compiled.append(compile_train_steps(*arguments, **options))
+                compiled.append(compile_programs(*arguments, **options))
             return compiled[0]
 
-        patch.setattr(loop, "compile_train_steps", compile_once)
+        patch.setattr(loop, "compile_programs", compile_once)
         yield
 
 
@@ -142,11 +142,31 @@ def test_a_finished_run_is_left_alone(undisturbed):
 
 
 def test_an_accelerator_gets_several_steps_at_once(monkeypatch):
-    batches = [np.arange(8), np.arange(8), np.arange(8), np.arange(8), np.arange(8), np.arange(3)]
-    assert [each.shape for each in stack_batches(batches)] == [(1, 8)] * 5 + [(1, 3)]
+    batches = [np.arange(8) + row for row in range(5)] + [np.arange(3)]
+
+    def stacks(start=0):
+        found = stack_batches(batches[start:], 8)
+        steps = [batch for stack, count in found for batch in stack[:count]]
+        assert all(map(np.array_equal, steps, batches[start:]))
+        assert len(steps) == len(batches[start:])
+        return [(stack.shape, count) for stack, count in found]
+
+    assert stacks() == [((1, 8), 1)] * 5 + [((1, 3), 1)]
     monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 2})
-    assert [each.shape for each in stack_batches(batches)] == [(2, 8)] * 2 + [(1, 8), (1, 3)]
-    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 5})
-    assert [each.shape for each in stack_batches(batches)] == [(5, 8), (1, 3)]
+    assert stacks() == [((2, 8), 2), ((2, 8), 2), ((2, 8), 1), ((1, 3), 1)]
+    assert stacks(3) == [((2, 8), 2), ((1, 3), 1)]
+    assert stacks(5) == [((1, 3), 1)]
     monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 6})
-    assert [each.shape for each in stack_batches(batches)] == [(1, 8)] * 5 + [(1, 3)]
+    assert stacks() == [((6, 8), 5), ((1, 3), 1)]
+
+
+def test_an_epoch_on_an_accelerator_is_the_same_epoch(undisturbed, monkeypatch):
+    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 4})
+    monkeypatch.setattr(loop, "compile_programs", compile_programs)
+    found = run()
+    assert len(found.position.results) == EPOCHS
+    for row, expected in zip(found.position.results, undisturbed.position.results, strict=True):
+        assert row[:4] == pytest.approx(expected[:4], rel=1e-3)
+    chex.assert_trees_all_close(
+        found.state.variables, undisturbed.state.variables, rtol=1e-3, atol=1e-4
+    )
