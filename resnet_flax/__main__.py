@@ -18,7 +18,6 @@ COMMANDS = {
     "convert": "rewrite a PyTorch checkpoint",
     "summary": "list a network's layers, shapes and parameters",
 }
-"""Modules of `resnet_flax` with a ``main``, and what they are for."""
 
 
 def run(command: str) -> int:

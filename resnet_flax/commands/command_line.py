@@ -11,7 +11,6 @@ import re
 import shlex
 import signal
 import sys
-import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,9 +30,7 @@ FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 class OneLineParser(argparse.ArgumentParser):
     """An `argparse` parser whose errors are one line, with the flag that was probably meant.
 
-    Args:
-        prog: what messages call the program, unless ``resnet-flax`` started it.
-        **options: as of `argparse.ArgumentParser`.
+    Messages call the program ``prog``, unless ``resnet-flax`` started it.
     """
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
@@ -70,14 +67,11 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
         default = RECIPES[TrainConfig.recipe].defaults().get(field.name, field.default)
         if default is not None:
             text += f" (default: {default})"
-        kind = _plain_type(hints[field.name])
-        metavar = None if "choices" in field.metadata else kind.__name__.upper()
+        kind = (typing.get_args(hints[field.name]) or (hints[field.name],))[0]  # of `int | None`
+        choices = field.metadata.get("choices")
+        metavar = None if choices else kind.__name__.upper()
         parser.add_argument(
-            flag(field.name),
-            type=kind,
-            choices=field.metadata.get("choices"),
-            metavar=metavar,
-            help=text,
+            flag(field.name), type=kind, choices=choices, metavar=metavar, help=text
         )
     return TrainConfig(**vars(parser.parse_args(arguments)))
 
@@ -111,18 +105,15 @@ def run_command(command: Callable[[], None]) -> int:
         command()
     except InputError as error:
         return _report(f"error: {error}", BAD_INPUT)
-    except TrainingError as error:
-        return _report(f"failed: {error}", FAILED)
-    except OSError as error:  # such as a full disk, wherever it shows
+    except (TrainingError, OSError) as error:  # such as a full disk, wherever it shows
         return _report(f"failed: {error}", FAILED)
     except Interrupted as stop:
         program, *flags = sys.argv
         program = f"python {shlex.quote(program)}" if program.endswith(".py") else program
-        resume = [*flags, *(() if "--resume" in flags else ("--resume",))]
+        resume = flags if "--resume" in flags else [*flags, "--resume"]
         mend = f"{stop.saved}; go on with: {program} {shlex.join(resume)}"
-        return _report(
-            f"interrupted: {mend if stop.saved else 'nothing was lost'}", SIGNALLED + stop.signum
-        )
+        told = f"interrupted: {mend if stop.saved else 'nothing was lost'}"
+        return _report(told, SIGNALLED + stop.signum)
     except KeyboardInterrupt:
         return _report("interrupted", SIGNALLED + signal.SIGINT)
     finally:
@@ -132,13 +123,6 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 def _report(message: str, code: int) -> int:
-    print(
-        Path(sys.argv[0]).name + ":", *with_flags(message).split(), file=sys.stderr
-    )  # on one line
+    words = with_flags(message).split()  # for a single line
+    print(Path(sys.argv[0]).name + ":", *words, file=sys.stderr)
     return code
-
-
-def _plain_type(hint: type | types.UnionType) -> type:
-    """``int | None`` -> ``int``."""
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
-    return kinds[0]

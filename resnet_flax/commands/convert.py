@@ -12,21 +12,16 @@ from resnet_flax.weights import LAYOUTS, convert, guess_model, read_checkpoint, 
 
 def main() -> None:
     """Reads the command line, converts, and says what was written."""
-    parser = OneLineParser(
-        prog="python -m resnet_flax convert", description=(__doc__ or "").partition("\n")[0]
-    )
+    description = (__doc__ or "").partition("\n")[0]
+    parser = OneLineParser("python -m resnet_flax convert", description=description)
     parser.add_argument("input", type=Path, metavar="IN", help="checkpoint; its layout is detected")
     parser.add_argument("output", type=Path, metavar="OUT", help="file to write or replace")
     parser.add_argument("--model", required=True, choices=ARCHITECTURES)
     parser.add_argument("--to", required=True, choices=LAYOUTS, help="layout of the keys in OUT")
-    parser.add_argument(
-        "--flavour",
-        choices=FLAVOURS,
-        help="whose network it is (default: d2l if its convolutions have biases)",
-    )
-    parser.add_argument(
-        "--dtype", choices=["float32", "float16", "bfloat16"], help="(default: that of IN)"
-    )
+    whose = "whose network it is (default: d2l if its convolutions have biases)"
+    parser.add_argument("--flavour", choices=FLAVOURS, help=whose)
+    dtypes = ["float32", "float16", "bfloat16"]
+    parser.add_argument("--dtype", choices=dtypes, help="(default: that of IN)")
     parser.add_argument("--stem", choices=STEMS, help="(default: the model's)")
     parser.add_argument("--width-multiplier", type=float, help="2 for wide_resnet50_2")
     options = parser.parse_args()

@@ -19,27 +19,18 @@ IMAGE_SIZE = 96  # of D2L's recipe
 
 def main() -> None:
     """Reads the command line, and prints the scores."""
-    parser = OneLineParser(
-        prog="python -m resnet_flax evaluate",
-        description="Scores a trained network on its data's test set.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "path", type=Path, metavar="RUN_DIR", help="run folder, or FILE.safetensors"
-    )
+    does = "Scores a trained network on its data's test set."
+    parser = OneLineParser("python -m resnet_flax evaluate", description=does, allow_abbrev=False)
+    named = "run folder, or FILE.safetensors"
+    parser.add_argument("path", type=Path, metavar="RUN_DIR", help=named)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--model", choices=ARCHITECTURES, help="network of FILE.safetensors")
-    parser.add_argument(
-        "--flavour",
-        choices=FLAVOURS,
-        help="its flavour (default: d2l if its convolutions have biases)",
-    )
-    parser.add_argument(
-        "--image-size", type=int, help=f"that it was trained with (default: {IMAGE_SIZE})"
-    )
-    parser.add_argument(
-        "--dataset", help="whose test set, as of train.py (default: what the run was trained on)"
-    )
+    flavour = "its flavour (default: d2l if its convolutions have biases)"
+    parser.add_argument("--flavour", choices=FLAVOURS, help=flavour)
+    pixels = f"that it was trained with (default: {IMAGE_SIZE})"
+    parser.add_argument("--image-size", type=int, help=pixels)
+    dataset = "whose test set, as of train.py (default: what the run was trained on)"
+    parser.add_argument("--dataset", help=dataset)
     parser.add_argument("--data-dir", type=Path, help="folder of the TFDS data sets")
     parser.add_argument("--test-examples", type=int, help="score on the first N images only")
     options = parser.parse_args()

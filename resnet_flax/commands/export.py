@@ -9,11 +9,8 @@ from resnet_flax.machine.runtime import configure_runtime
 
 def main() -> None:
     """Reads the command line, exports, and says what and where to."""
-    parser = OneLineParser(
-        prog="python -m resnet_flax export",
-        description="Writes a trained network for programs without this package.",
-        allow_abbrev=False,
-    )
+    does = "Writes a trained network for programs without this package."
+    parser = OneLineParser("python -m resnet_flax export", description=does, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a finished run")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--output", type=Path, help="(default: model.stablehlo, .onnx in RUN_DIR)")

@@ -12,15 +12,11 @@ from resnet_flax.machine.runtime import configure_runtime, keep_compiled_program
 
 def main() -> None:
     """Reads the command line, and prints what the images show."""
-    parser = OneLineParser(
-        prog="python -m resnet_flax predict",
-        description=(__doc__ or "").partition(":")[0] + ".",
-        allow_abbrev=False,
-    )
+    does = (__doc__ or "").partition(":")[0] + "."
+    parser = OneLineParser("python -m resnet_flax predict", description=does, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a finished run")
-    parser.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="PNG or JPEG file of any size"
-    )
+    named = "PNG or JPEG file of any size"
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=named)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     configure_runtime()

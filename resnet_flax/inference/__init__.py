@@ -3,12 +3,7 @@
 from resnet_flax.inference.evaluate import evaluate, load_test_set, read_weights
 from resnet_flax.inference.export import export, export_onnx, export_stablehlo
 from resnet_flax.inference.predict import Prediction, compute_logits, predict
-from resnet_flax.inference.pretrained import (
-    Network,
-    from_pretrained,
-    read_pretrained,
-    save_weights,
-)
+from resnet_flax.inference.pretrained import Network, from_pretrained, read_pretrained, save_weights
 from resnet_flax.inference.scores import Scores, score
 
 __all__ = [

@@ -33,22 +33,15 @@ def load_test_set(
 ) -> Dataset:
     """Loads the test set of the data that a network was trained on, or of others.
 
-    Args:
-        network: tells the size of the images, and which of them are for testing.
-        dataset: a name as of `load_dataset`; None for the network's own.
-        data_dir: TFDS' data folder.
-
     Raises:
         InputError: when it cannot be loaded, has other classes, or is a folder that only the run
             names: a stranger's run shall not choose what is read.
     """
     if dataset is None and network.dataset.startswith(FOLDER):
-        raise InputError(
-            f"the network was trained on {network.dataset}: name the folder by `dataset`"
-        )
-    splits = load_dataset(
-        dataset or network.dataset, data_dir, image_size=network.image_size, seed=network.seed
-    )
+        mend = "name the folder by `dataset`"
+        raise InputError(f"the network was trained on {network.dataset}: {mend}")
+    name, size = dataset or network.dataset, network.image_size
+    splits = load_dataset(name, data_dir, image_size=size, seed=network.seed)
     if splits.classes != network.classes:
         raise InputError(
             f"the network tells {len(network.classes)} classes apart, "
@@ -61,13 +54,10 @@ def load_test_set(
 def read_weights(
     path: Path, model: str, flavour: str | None = None, image_size: int = 96
 ) -> tuple[Network, dict[str, Any]]:
-    """Reads a network of Fashion-MNIST's classes from a file of PyTorch's weights.
+    """Reads a network of Fashion-MNIST's classes from a safetensors file of PyTorch's weights.
 
-    Args:
-        path: a safetensors file in any of `resnet_flax.weights.LAYOUTS`.
-        model: its name in `resnet_flax.nn.resnet.ARCHITECTURES`.
-        flavour: its flavour; by default ``d2l`` if its convolutions have biases.
-        image_size: height and width of the images it was trained with, in pixels.
+    Its keys may be in any of `resnet_flax.weights.LAYOUTS`; its flavour is by default ``d2l`` if
+    its convolutions have biases. Image sizes are heights and widths in training, in pixels.
 
     Raises:
         InputError: when the file cannot be read, or is of another network.
@@ -77,10 +67,7 @@ def read_weights(
     state_dict = load_safetensors(path)
     network = guess_model(model, state_dict, flavour)
     variables = from_torch(network, state_dict)
-    channels = variables["params"]["conv1"]["kernel"].shape[2]
-    classes = FASHION_MNIST_CLASSES
-    if network.num_classes != len(classes):
-        raise InputError(
-            f"{path} tells {network.num_classes} classes apart; Fashion-MNIST has {len(classes)}"
-        )
+    channels, classes = variables["params"]["conv1"]["kernel"].shape[2], FASHION_MNIST_CLASSES
+    if (count := network.num_classes) != len(classes):
+        raise InputError(f"{path} tells {count} classes apart; Fashion-MNIST has {len(classes)}")
     return Network(network, classes, (28, 28, channels), image_size), variables

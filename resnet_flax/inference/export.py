@@ -35,15 +35,9 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 def export(
     run: str | os.PathLike[str], to: str, output: str | os.PathLike[str] | None = None
 ) -> tuple[Path, Network]:
-    """Writes a trained network into a file.
+    """Writes the network of a run folder into a file, and returns both.
 
-    Args:
-        run: a run folder, or one as for `from_pretrained`.
-        to: a key of `FORMATS`.
-        output: the file; by default ``model.stablehlo`` or ``model.onnx`` in the folder.
-
-    Returns:
-        The file, and the network that is in it.
+    The file is by default ``model.stablehlo`` or ``model.onnx`` in the folder.
 
     Raises:
         InputError: when the network cannot be read, or the file not be written.
@@ -51,8 +45,8 @@ def export(
     if to not in FORMATS:
         raise InputError(f"unknown format {to!r}: choose from {', '.join(FORMATS)}")
     network, variables = read_pretrained(run)
-    path = Path(output or Path(run) / f"model.{to}")
     content = FORMATS[to](network, variables)
+    path = Path(output or Path(run) / f"model.{to}")
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content)
     return path, network
@@ -80,9 +74,8 @@ def export_onnx(network: Network, variables: Any) -> bytes:
 
         from resnet_flax.inference.onnx_graph import onnx_model
     except ImportError as error:
-        raise InputError(
-            f"ONNX needs {error.name}: install it by pip install 'resnet_flax[onnx]'"
-        ) from error
+        mend = "install it by pip install 'resnet_flax[onnx]'"
+        raise InputError(f"ONNX needs {error.name}: {mend}") from error
     content: bytes = onnx_model(network, variables).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     check(network, variables, lambda images: session.run(["logits"], {"images": images})[0])
@@ -93,11 +86,7 @@ FORMATS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
 
 
 def check(network: Network, variables: Any, run: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Holds an exported program against the network, with one image and with three.
-
-    Raises:
-        RuntimeError: when their logits differ.
-    """
+    """Raises `RuntimeError` when a program's logits, of one image and of three, are others."""
     images = np.random.default_rng(0).random((3, *image_shape(network)), np.float32)
     expected = np.asarray(jax.jit(partial(_classify, network))(variables, images))
     for count in (1, 3):
@@ -112,5 +101,4 @@ def image_shape(network: Network) -> tuple[int, int, int]:
 
 
 def _classify(network: Network, variables: Any, images: jax.Array) -> jax.Array:
-    """The logits that the network's accuracy was measured with."""
     return mirrored_logits(partial(network.model.apply, variables), images, network.flip)

@@ -1,9 +1,8 @@
 """The network as an ONNX graph, of the plain operators that every runtime optimises.
 
-There is an exporter for JAX, jax2onnx, but none of its releases fits beside this package: 0.17.1
-asks for orbax-checkpoint < 0.11.37, and 0.13.0, the newest that does not, uses what JAX 0.10 has
-removed. So the operators are written out here, after `resnet_flax.nn`; who calls this runs the
-graph beside the network, and compares.
+None of jax2onnx's releases, which export from JAX, fits beside this package: 0.17.1 asks for
+orbax-checkpoint < 0.11.37, and 0.13.0, the newest that does not, uses what JAX 0.10 has removed. So
+the operators are written out here; who calls this runs the graph beside the network, and compares.
 """
 
 from typing import Any
@@ -23,16 +22,13 @@ OPERATORS = 17  # the version of ONNX' set of operators: of 2022, known everywhe
 def onnx_model(network: Network, variables: Any) -> onnx.ModelProto:
     """The network in evaluation, in float32: ``images`` (N, H, W, C) to ``logits`` (N, classes)."""
     graph = _Graph(network.model, variables)
-    size, channels = network.image_size, network.image_shape[-1]
     graph.evaluation(network.flip)
+    size, channels = network.image_size, network.image_shape[-1]
+    images = _float32("images", "N", size, size, channels)
+    logits = _float32("logits", "N", len(network.classes))
+    weights = list(graph.weights.values())
     model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "resnet",
-            [_float32("images", "N", size, size, channels)],
-            [_float32("logits", "N", len(network.classes))],
-            list(graph.weights.values()),
-        ),
+        helper.make_graph(graph.nodes, "resnet", [images], [logits], weights),
         producer_name="resnet_flax",
         opset_imports=[helper.make_opsetid("", OPERATORS)],
         ir_version=8,
@@ -83,24 +79,24 @@ class _Graph:
         if model.preactivation:
             x = self.relu(self.norm(x, "norm"))
         x = self.add("Flatten", self.add("GlobalAveragePool", x))
-        weights = (self.weight("fc.weight"), self.weight("fc.bias"))
-        return self.add("Gemm", x, *weights, output=output, transB=1)
+        return self.add("Gemm", x, *self.weight("fc", "weight", "bias"), output=output, transB=1)
 
     def block(self, x: str, name: str, strides: int) -> str:
         model = self.model
         all_strides = [strides, 1]
         if model.block is Bottleneck:
             all_strides = [strides, 1, 1] if model.stride_first else [1, strides, 1]
+        projected = f"{name}.downsample.0.weight" in self.values
         y = shortcut = x
         for index, step in enumerate(all_strides, start=1):
             if model.preactivation:
                 y = self.relu(self.norm(y, f"{name}.bn{index}"))
-                shortcut = y if index == 1 and self.has(f"{name}.downsample.0") else shortcut
+                shortcut = y if index == 1 and projected else shortcut
                 y = self.conv(y, f"{name}.conv{index}", step)
             else:
                 y = self.norm(self.conv(y, f"{name}.conv{index}", step), f"{name}.bn{index}")
                 y = self.relu(y) if index < len(all_strides) else y
-        if self.has(f"{name}.downsample.0"):
+        if projected:
             shortcut = self.conv(shortcut, f"{name}.downsample.0", strides)
             if model.norm_shortcut:
                 shortcut = self.norm(shortcut, f"{name}.downsample.1")
@@ -109,24 +105,19 @@ class _Graph:
 
     def conv(self, x: str, name: str, strides: int) -> str:
         size = self.values[f"{name}.weight"].shape[-1]
-        weights = [self.weight(f"{name}.weight")]
-        if self.model.use_bias:
-            weights.append(self.weight(f"{name}.bias"))
+        weights = self.weight(name, "weight", *(["bias"] if self.model.use_bias else []))
         return self.add("Conv", x, *weights, strides=(strides, strides), pads=(size // 2,) * 4)
 
     def norm(self, x: str, name: str) -> str:
-        parts = ("weight", "bias", "running_mean", "running_var")
-        weights = [self.weight(f"{name}.{part}") for part in parts]
+        weights = self.weight(name, "weight", "bias", "running_mean", "running_var")
         return self.add("BatchNormalization", x, *weights, epsilon=self.model.epsilon)
 
     def relu(self, x: str) -> str:
         return self.add("Relu", x)
 
-    def has(self, name: str) -> bool:
-        return f"{name}.weight" in self.values
-
-    def weight(self, key: str) -> str:
-        return self.constant(key, self.values[key])
+    def weight(self, layer: str, *parts: str) -> list[str]:
+        keys = [f"{layer}.{part}" for part in parts]
+        return [self.constant(key, self.values[key]) for key in keys]
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.weights[name] = numpy_helper.from_array(value, name)

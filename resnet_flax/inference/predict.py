@@ -17,7 +17,6 @@ from resnet_flax.nn.preprocessing import mirrored_logits, prepare_images
 
 BATCH_SIZE = 256
 BATCH_PIXELS = 4_000_000  # fewer images where they are large
-MOST_ANSWERS = 3
 
 
 class Prediction(NamedTuple):
@@ -31,32 +30,26 @@ class Prediction(NamedTuple):
 def predict(
     run: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]]
 ) -> list[Prediction]:
-    """Classifies image files.
+    """Classifies image files, each by its three likeliest classes.
 
-    Args:
-        run: a run folder, or one as for `from_pretrained`.
-        images: PNG or JPEG files, of any size; made as the training images were, for Fashion-MNIST
-            grey, small, and light on dark, so that a photo on a white ground is inverted.
-
-    Returns:
-        One prediction for each image, of the three likeliest classes.
+    Files are PNG or JPEG, of any size. They are made as the training images were: for Fashion-MNIST
+    grey, small, and light on dark, so that a photo on a white ground is inverted.
 
     Raises:
         InputError: when the network or any of the images cannot be read.
     """
     network, variables = read_pretrained(run)
     shape = network.image_shape
-    if shape[-1] not in (1, 3):
+    if (channels := shape[-1]) not in (1, 3):
         raise InputError(
-            f"the network of {run} takes images of {shape[-1]} channels: files have 1 or 3"
+            f"the network of {run} takes images of {channels} channels: files have 1 or 3"
         )
     photos = read_photos(images, shape, fit=network.fit, dark_background=network.dark_background)
-    pixels = np.asarray([photo.pixels for photo in photos], np.uint8)
-    pixels = pixels.reshape(-1, *shape)  # of no images too
+    pixels = np.asarray([photo.pixels for photo in photos], np.uint8).reshape(-1, *shape)
     predictions = []
     probabilities = softmax(compute_logits(network, variables, pixels))
     for path, photo, shares in zip(images, photos, probabilities, strict=True):
-        best = (-shares).argsort(kind="stable")[:MOST_ANSWERS]
+        best = (-shares).argsort(kind="stable")[:3]
         top = [(network.classes[index], float(shares[index])) for index in best]
         predictions.append(Prediction(os.fspath(path), photo.inverted, top))
     return predictions
@@ -65,13 +58,7 @@ def predict(
 def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
     """Classifies images, prepared as in training, in whole batches of one compiled shape.
 
-    Args:
-        network: tells how to prepare them.
-        variables: of ``network.model``.
-        images: uint8, (N, H, W, C).
-
-    Returns:
-        float32, (N, classes).
+    From uint8 (N, H, W, C) to float32 (N, classes).
 
     Raises:
         InputError: when a logit is not a finite number, since weights are not.
@@ -82,9 +69,8 @@ def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.n
     for start in range(0, len(images), size):
         # The last batch is filled up; in eval mode no image touches another's logits.
         indices = np.minimum(np.arange(start, start + size), len(images) - 1)
-        answers = _infer(
-            network.model, variables, images[indices], network.image_size, network.flip
-        )
+        batch = images[indices]
+        answers = _infer(network.model, variables, batch, network.image_size, network.flip)
         logits.append(np.asarray(answers)[: len(images) - start])
     joined = np.concatenate(logits)
     if not np.isfinite(joined).all():

@@ -5,11 +5,11 @@ come from a stranger: both files are checked before memory is taken for what the
 comes from them, and no link leads out of the folder.
 """
 
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,13 +27,12 @@ from resnet_flax.weights import (
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST_CONFIG = LARGEST_HEADER = 1_000_000  # bytes
-BYTES_OF_FLOAT64 = 8
 MOST_CLASSES, LONGEST_NAME, LONGEST_PATH = 10_000, 100, 1000
 LARGEST_IMAGE = 1024  # pixels, as --image-size
 LARGEST_SEED = 2**32 - 1
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Network:
     """A network, and what it was trained to see and to tell apart.
 
@@ -61,17 +60,9 @@ class Network:
 
     def as_json(self) -> dict[str, Any]:
         """Everything that rebuilds it, for a JSON file; initialisers do not matter any more."""
-        return {
-            **describe_model(self.model),
-            "classes": list(self.classes),
-            "image_shape": list(self.image_shape),
-            "image_size": self.image_size,
-            "flip": self.flip,
-            "dark_background": self.dark_background,
-            "dataset": self.dataset,
-            "seed": self.seed,
-            "fit": self.fit,
-        }
+        own = {name: getattr(self, name) for name in self._own_fields()}
+        lists = {"classes": list(self.classes), "image_shape": list(self.image_shape)}
+        return describe_model(self.model) | own | lists
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
@@ -83,44 +74,37 @@ class Network:
         if not isinstance(content, Mapping):
             raise ValueError('it has no table "network", as train.py writes it')
         content = {"fit": "pad", **content}  # which version 0.1.0 did, and did not write
-        _require(content["fit"] in [*FITS], content, "fit")
-        for name, low, high in (("image_size", 1, LARGEST_IMAGE), ("seed", 0, LARGEST_SEED)):
-            value: Any = content.get(name)
-            _require(type(value) is int and low <= value <= high, content, name)
-        for name in ("flip", "dark_background"):
-            _require(type(content.get(name)) is bool, content, name)
-        shape: Any = content.get("image_shape")
-        _require(isinstance(shape, list) and len(shape) == 3, content, "image_shape")
-        sides = (type(side) is int and 1 <= side <= LARGEST_IMAGE for side in shape)
-        _require(all(sides), content, "image_shape")
-        classes: Any = content.get("classes")
-        _require(isinstance(classes, list), content, "classes")
-        _require(1 <= len(classes) <= MOST_CLASSES, content, "classes")
-        _require(_printable(content.get("dataset"), LONGEST_PATH), content, "dataset")
-        _require(all(_printable(name, LONGEST_NAME) for name in classes), content, "classes")
-        return cls(
-            model=model_from_description(content, len(classes)),
-            classes=tuple(classes),
-            image_shape=(shape[0], shape[1], shape[2]),
-            image_size=content["image_size"],
-            flip=content["flip"],
-            dark_background=content["dark_background"],
-            dataset=content["dataset"],
-            seed=content["seed"],
-            fit=content["fit"],
-        )
+        own = {name: content.get(name) for name in cls._own_fields()}
+        classes, shape = own["classes"], own["image_shape"]
+        fine = {
+            "fit": own["fit"] in [*FITS],
+            "image_size": _whole(own["image_size"], 1, LARGEST_IMAGE),
+            "seed": _whole(own["seed"], 0, LARGEST_SEED),
+            "flip": type(own["flip"]) is bool,
+            "dark_background": type(own["dark_background"]) is bool,
+            "dataset": _printable(own["dataset"], LONGEST_PATH),
+            "image_shape": isinstance(shape, list)
+            and len(shape) == 3
+            and all(_whole(side, 1, LARGEST_IMAGE) for side in shape),
+            "classes": isinstance(classes, list)
+            and 1 <= len(classes) <= MOST_CLASSES
+            and all(_printable(name, LONGEST_NAME) for name in classes),
+        }
+        for name, is_fine in fine.items():
+            if not is_fine:
+                raise ValueError(f"{name} cannot be {own[name]!r:.100}")
+        own |= {"classes": tuple(classes), "image_shape": tuple(shape)}
+        return cls(model=model_from_description(content, len(classes)), **own)
+
+    @classmethod
+    def _own_fields(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls) if field.name != "model"]
 
 
 def from_pretrained(path: str | os.PathLike[str]) -> tuple[ResNet, dict[str, Any]]:
-    """Loads a trained network.
+    """Loads a trained network from its folder, and its ``{"params", "batch_stats"}``, float32.
 
     Call it as ``model.apply(variables, images)``, images float32 in [0, 1] of shape (N, H, W, C).
-
-    Args:
-        path: a run folder, or one with its ``config.json`` and ``model.safetensors``.
-
-    Returns:
-        The network, and its variables ``{"params": ..., "batch_stats": ...}``, float32.
 
     Raises:
         InputError: when a file is missing, unreadable, damaged, or not of the network.
@@ -140,7 +124,7 @@ def read_pretrained(path: str | os.PathLike[str]) -> tuple[Network, dict[str, An
         why = reason(error)
         raise InputError(f"{config} describes no network that can be built: {why}") from error
     values = sum(math.prod(spec.shape) for spec in shapes.values())
-    needed = values * BYTES_OF_FLOAT64 + LARGEST_HEADER
+    needed = 8 * values + LARGEST_HEADER  # of float64
     if (size := weights.stat().st_size) > needed:
         raise InputError(f"{weights} has {size:,} bytes; the network of {config} needs less")
     try:
@@ -173,20 +157,15 @@ def _read_network(path: Path) -> Network:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A folder's own plain file; opening a pipe would wait for ever.
-
-    Raises:
-        InputError: when it is none.
-    """
+    """A folder's own plain file; opening a pipe would wait for ever."""
     path = folder / name
     try:
         real = inside(folder, path)
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder} holds no trained network: cannot read {name} ({reason(error)})"
-        ) from error
+        why = f"cannot read {name} ({reason(error)})"
+        raise InputError(f"{folder} holds no trained network: {why}") from error
     if not real.is_file():
         raise InputError(f"{path} is not a file")
     return real
@@ -197,6 +176,5 @@ def _printable(text: Any, most: int) -> bool:
     return isinstance(text, str) and text.isprintable() and 1 <= len(text) <= most
 
 
-def _require(fine: bool, content: Mapping[str, Any], name: str) -> None:
-    if not fine:
-        raise ValueError(f"{name} cannot be {content.get(name)!r:.100}")
+def _whole(number: Any, low: int, high: int) -> bool:
+    return type(number) is int and low <= number <= high

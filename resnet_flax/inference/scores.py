@@ -4,8 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-BINS = 15
-
 
 class Scores(NamedTuple):
     """What a classifier reached on a test set.
@@ -23,21 +21,14 @@ class Scores(NamedTuple):
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
-    """Compares a network's answers with the truth.
-
-    Args:
-        logits: floating point, (N, classes), N at least 1.
-        labels: integers, (N,).
-    """
-    classes = logits.shape[-1]
-    probabilities = softmax(logits)
+    """Compares answers, logits (N, classes) with N at least 1, with the true labels."""
     answers = logits.argmax(-1)
-    confusion = np.zeros((classes, classes), np.int64)
+    confusion = np.zeros((logits.shape[-1],) * 2, np.int64)
     np.add.at(confusion, (labels, answers), 1)
     return Scores(
         accuracy=float((answers == labels).mean()),
         loss=float(-log_softmax(logits)[np.arange(len(labels)), labels].mean()),
-        calibration_error=calibration_error(probabilities.max(-1), answers == labels),
+        calibration_error=calibration_error(softmax(logits).max(-1), answers == labels),
         precision=_shares(confusion.diagonal(), confusion.sum(0)),
         recall=_shares(confusion.diagonal(), confusion.sum(1)),
         confusion=confusion,
@@ -56,16 +47,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.exp(log_softmax(logits))
 
 
-def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
+def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     """The expected calibration error: how far confidence and accuracy are apart.
 
-    The answers are put into bins of equal width by their confidence; each bin's difference of mean
-    confidence and accuracy counts by its share of the answers.
-
-    Args:
-        confidences: the answers' probabilities, (N,).
-        right: whether each is right, (N,).
-        bins: their number.
+    The answers are put into bins of equal width by their confidence, their probability; each bin's
+    difference of mean confidence and accuracy counts by its share of the answers.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv:1706.04599), eq. 3.
     """
@@ -81,6 +67,5 @@ def as_text(value: float | None) -> str:
 
 
 def _shares(hits: np.ndarray, totals: np.ndarray) -> tuple[float | None, ...]:
-    return tuple(
-        int(hit) / int(total) if total else None for hit, total in zip(hits, totals, strict=True)
-    )
+    pairs = zip(hits.tolist(), totals.tolist(), strict=True)
+    return tuple(hit / total if total else None for hit, total in pairs)

@@ -24,11 +24,9 @@ def join_processes(
 ) -> None:
     """Connects this process with the others of its run, if there are any.
 
-    Args:
-        coordinator: ``HOST:PORT`` of the first process; where neither it is given, nor SLURM or
-            Open MPI started several processes, there is this one alone.
-        num_processes: how many there are; found in the launchers' environment.
-        process_id: which of them this is, from 0; found likewise.
+    Where neither a coordinator is given, ``HOST:PORT`` of the first process, nor SLURM or Open MPI
+    started several processes, there is this one alone. In those launchers' environment the number
+    of processes is found, and which of them this is, from 0.
 
     Raises:
         InputError: when they cannot be reached.
@@ -61,19 +59,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def split_batch(indices: np.ndarray, mesh: Mesh) -> jax.Array:
     """Gives each device its share of a batch, or of each of several.
 
-    Args:
-        indices: (..., B), the same in each process. If B is not a multiple of the number of
-            devices, every device gets the whole batch: right as well, but no quicker than one.
-        mesh: from `data_mesh`.
+    The indices, (..., B), are the same in each process. If B is not a multiple of the number of
+    devices, every device gets the whole batch: right as well, but no quicker than one.
     """
     return _place(indices, batch_sharding(indices.shape, mesh))
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Where `split_batch` places batches of that shape."""
-    *outer, size = shape
-    even = size % mesh.size == 0
-    return NamedSharding(mesh, PartitionSpec(*(None for _ in outer), "data" if even else None))
+    along = "data" if shape[-1] % mesh.size == 0 else None
+    return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 1), along))
 
 
 def any_process(flag: bool) -> bool:

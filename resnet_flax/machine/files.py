@@ -12,9 +12,6 @@ from resnet_flax.errors import InputError, reason
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a path beside the file, to be written to; at the end it takes the file's name.
 
-    Args:
-        path: the file; one that exists is replaced.
-
     Raises:
         InputError: when it cannot be written; an older file is as it was, nothing else is left.
     """
@@ -32,11 +29,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def inside(home: Path, path: Path) -> Path:
-    """Returns the path with all links followed.
-
-    Args:
-        home: a folder.
-        path: in it.
+    """Returns a path in a folder with all links followed.
 
     Raises:
         InputError: when it is a link that leads out of the folder.

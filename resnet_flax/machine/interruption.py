@@ -9,23 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Python handles a signal only between two of its own instructions; a compilation may keep it from
-# them for a minute. Nothing is lost there, ...
-SECONDS_TO_UNWIND = 3.0
-# ... and in training there is a step to finish, and its result to save.
-SECONDS_TO_SAVE = 30.0
+# them for a minute.
+SECONDS_TO_UNWIND = 3.0  # nothing is lost
+SECONDS_TO_SAVE = 30.0  # in training there is a step to finish, and its result to save
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop.
-
-    Attributes:
-        signum: the signal.
-        saved: what was reached and saved, in words; empty if nothing was.
-    """
+    """The run was asked to stop; ``saved`` says in words what was reached and saved, or nothing."""
 
     def __init__(self, signum: int, saved: str = "") -> None:
         super().__init__(signum, saved)
@@ -44,7 +38,7 @@ class Interruption:
         self.requested: int | None = None
         self._deferred = False
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> Self:
         self._handlers = {each: signal.signal(each, self._handle) for each in SIGNALS}
         self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self._receiver, sender = socket.socketpair()

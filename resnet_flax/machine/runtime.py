@@ -18,12 +18,7 @@ YNNPACK_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 # Without this pass optimisation barriers last until the code is generated: XLA then no longer
 # computes a layer again inside the transposition of its output, which took a third of a step.
 BARRIER_FLAG = "--xla_disable_hlo_passes=cse_barrier_expander"
-DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
-# glibc's mallopt: nothing by mmap, which would return memory to the system after each step, ...
-M_MMAP_MAX = -4
-# ... no trimming of the heap either: both would pay for the same pages again in the next step.
-M_TRIM_THRESHOLD = -1
-MADV_HUGEPAGE = 14
+M_MMAP_MAX, M_TRIM_THRESHOLD, MADV_HUGEPAGE = -4, -1, 14  # of glibc's malloc.h and madvise(2)
 HUGE_PAGE = 2**21  # bytes
 
 
@@ -37,27 +32,24 @@ def configure_runtime(*, deterministic: bool = False) -> None:
       Linux, the C library keeps freed memory, unless ``GLIBC_TUNABLES`` says how.
     * The GPU's memory is taken as needed instead of three quarters of it at once
       (``XLA_PYTHON_CLIENT_PREALLOCATE``).
-
-    Args:
-        deterministic: only operations whose result has the same bits in each run; on a CPU all
-            have.
+    * If ``deterministic``, its results have the same bits in each run; a CPU's always have.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     add_flag(YNNPACK_FLAG)
     if deterministic:
-        add_flag(DETERMINISTIC_FLAG)
-    if accelerator_expected():
-        return
-    add_flag(BARRIER_FLAG)
-    if sys.platform == "linux" and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
-        keep_memory()
+        add_flag("--xla_gpu_deterministic_ops=true")
+    if not accelerator_expected():
+        add_flag(BARRIER_FLAG)
+        if sys.platform == "linux" and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
+            keep_memory()
 
 
 def keep_memory() -> None:
     """Has glibc keep freed memory, in huge pages: worth about a seventh of a training step.
 
-    The heap grows by half the machine's memory, in addresses alone; pages come when used, and huge
-    ones must be asked for before (madvise(2)).
+    Nothing goes by mmap, which would return memory to the system after each step, and the heap is
+    not trimmed: both would pay for the same pages again in the next step. The heap grows by half
+    the machine's memory, in addresses alone; pages come when used, huge ones if asked for before.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):  # other C libraries have none

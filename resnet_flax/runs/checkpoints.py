@@ -10,9 +10,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,9 +30,7 @@ from resnet_flax.training.step import TrainState
 logger = logging.getLogger(__name__)
 
 LATEST_KEPT = 3
-BEST = BestN(
-    get_metric_fn=lambda metrics: metrics["test_acc"], n=1, keep_checkpoints_without_metrics=False
-)
+BEST = BestN(get_metric_fn=itemgetter("test_acc"), n=1, keep_checkpoints_without_metrics=False)
 SUMS = "SHA256SUMS"
 LARGEST_REST = 4_000_000  # bytes of a checkpoint beside its arrays
 
@@ -42,24 +39,16 @@ class Checkpoints:
     """The checkpoints of a run: its last three, and that of the best test accuracy.
 
     Use it in a ``with`` statement: at its end the last checkpoint is on the disk. In a run of
-    several processes the first alone writes and reads them.
-
-    Args:
-        folder: of the checkpoints; the first process needs it.
-
-    Raises:
-        TrainingError: when it cannot be written.
+    several processes the first alone writes and reads them; the others have no folder.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._first = jax.process_index() == 0
-        if not self._first or folder is None:
+        self._first = folder is not None
+        if folder is None:
             return
         self.folder = folder
         for name in ("absl", "asyncio"):  # what Orbax logs is told in a line
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        with self._explained():
-            folder.mkdir(exist_ok=True)
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         self._checkpoints = ocp.CheckpointManager(
             folder.absolute(),
@@ -83,25 +72,20 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._first:
-            with self._explained():
-                self._wait()
+            self._wait()
             self._thread.shutdown()
             self._checkpoints.close()
 
     def save(self, state: TrainState, position: Position, test_acc: float | None = None) -> None:
         """Keeps the state and position: copies them, and writes the copies in the background.
 
-        Args:
-            state: the training's.
-            position: the run's.
-            test_acc: of the state, where an epoch ended with it.
+        The test accuracy is given where an epoch ended with that state.
 
         Raises:
             TrainingError: when the one before could not be written; those before it are whole.
         """
         if self._first:
-            with self._explained():
-                self._wait()
+            self._wait()
             key = int(state.step) + len(position.results)  # counts steps and evaluations
             if key not in self._checkpoints.all_steps():
                 arrays = jax.tree.map(np.array, serialization.to_state_dict(state))
@@ -109,9 +93,6 @@ class Checkpoints:
 
     def restore(self, state: TrainState) -> tuple[TrainState, Position]:
         """Returns the newest whole checkpoint, or ``state`` at the run's beginning without any.
-
-        Args:
-            state: gives the shapes and dtypes.
 
         Raises:
             InputError: when there are checkpoints, and all are damaged.
@@ -122,8 +103,8 @@ class Checkpoints:
             arrays, position = self._newest(arrays)
         if jax.process_count() > 1:
             arrays = from_first_process(arrays)
-            where = text_from_first_process(json.dumps(position.as_json()))
-            position = Position.from_json(json.loads(where))
+            place = text_from_first_process(json.dumps(position.as_json()))
+            position = Position.from_json(json.loads(place))
         restored: TrainState = serialization.from_state_dict(state, arrays)
         return restored, position
 
@@ -132,34 +113,29 @@ class Checkpoints:
         size = sum(array.nbytes for array in jax.tree.leaves(arrays))
         if shutil.disk_usage(self.folder).free < 2 * size + LARGEST_REST:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._checkpoints.save(
-            key,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays), position=ocp.args.JsonSave(position.as_json())
-            ),
-            metrics=None if test_acc is None else {"test_acc": test_acc},
-            force=True,
-        )
+        place = ocp.args.JsonSave(position.as_json())
+        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), position=place)
+        metrics = None if test_acc is None else {"test_acc": test_acc}
+        self._checkpoints.save(key, args=items, metrics=metrics, force=True)
         folder = self.folder / str(key)
         with whole_file(folder / SUMS) as unfinished:
             unfinished.write_text(_sums(folder))
 
     def _newest(self, arrays: Any) -> tuple[Any, Position]:
-        keys = sorted(self._checkpoints.all_steps(), reverse=True)
-        found, useless, damaged = None, [], False
-        for key in keys:
+        useless: list[int] = []
+        found, damaged = None, False
+        for key in sorted(self._checkpoints.all_steps(), reverse=True):
             try:
                 found = self._read(key, arrays)
                 break
             except Exception as error:  # Orbax and TensorStore raise errors of many kinds
+                # The newest may be of a run that was killed before its last file.
+                if not useless and not (self.folder / str(key) / SUMS).exists():
+                    logger.warning("checkpoint %d is unfinished", key)
+                else:
+                    damaged = True
+                    logger.warning("checkpoint %d is damaged (%s)", key, one_line(error)[:200])
                 useless.append(key)
-                if key == keys[0] and not (self.folder / str(key) / SUMS).exists():
-                    logger.warning(
-                        "checkpoint %d is unfinished", key
-                    )  # killed before its last file
-                    continue
-                damaged = True
-                logger.warning("checkpoint %d is damaged (%s)", key, one_line(error)[:200])
         if damaged and not found:
             raise InputError(
                 f"cannot resume {self.folder.parent}: all its checkpoints are damaged; "
@@ -180,24 +156,16 @@ class Checkpoints:
         saved = self._checkpoints.item_metadata(key)["state"].tree
         if jax.tree.map(_kind, saved) != jax.tree.map(_kind, arrays):
             raise ValueError("it holds other arrays")
-        read = self._checkpoints.restore(
-            key,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(arrays), position=ocp.args.JsonRestore()
-            ),
-        )
+        items = {"state": ocp.args.StandardRestore(arrays), "position": ocp.args.JsonRestore()}
+        read = self._checkpoints.restore(key, args=ocp.args.Composite(**items))
         return read["state"], Position.from_json(read["position"])
 
     def _wait(self) -> None:
-        if self._pending:
-            pending, self._pending = self._pending, None
-            pending.result()
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turns what goes wrong in writing into one line."""
+        """Waits for the last writing, and turns what went wrong in it into one line."""
+        pending, self._pending = self._pending, None
         try:
-            yield
+            if pending:
+                pending.result()
         except Exception as error:  # a full disk comes as an error of Orbax' or TensorStore's
             reason = one_line(error)
             if "space" in reason.lower() or "ENOSPC" in reason:

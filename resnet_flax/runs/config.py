@@ -12,7 +12,7 @@ from resnet_flax.nn.resnet import ARCHITECTURES, DTYPES, FLAVOURS
 from resnet_flax.training.recipes import RECIPES
 
 
-def _option(description: str, default: Any, **metadata: Any) -> Any:
+def _flag(description: str, default: Any = None, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": description, **metadata})
 
 
@@ -26,70 +26,65 @@ class TrainConfig:
         InputError: when a value is out of range; the message names the field.
     """
 
-    epochs: int = _option("passes over the training set", None, at_least=1)
-    batch_size: int = _option("images in a training step", None, at_least=1)
-    learning_rate: float = _option("step size of the optimiser, the largest where it changes", None)
-    image_size: int = _option(
-        "height and width that images are resized to, in pixels", None, at_least=1, at_most=1024
+    epochs: int = _flag("passes over the training set", at_least=1)
+    batch_size: int = _flag("images in a training step", at_least=1)
+    learning_rate: float = _flag("step size of the optimiser, the largest where it changes")
+    image_size: int = _flag(
+        "height and width that images are resized to, in pixels", at_least=1, at_most=1024
     )
-    model: str = _option("network", None, choices=tuple(ARCHITECTURES))
-    flavour: str = _option("whose network: d2l, or torchvision", None, choices=tuple(FLAVOURS))
-    recipe: str = _option(
+    model: str = _flag("network", choices=tuple(ARCHITECTURES))
+    flavour: str = _flag("whose network: d2l, or torchvision", choices=tuple(FLAVOURS))
+    recipe: str = _flag(
         "how to train, and the defaults of the flags above: d2l as the book, fast, best",
         "d2l",
         choices=tuple(RECIPES),
     )
-    dataset: str = _option(
+    dataset: str = _flag(
         "fashion_mnist; another TFDS set of images by class, such as cifar10; or folder:PATH with "
         "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS",
         "fashion_mnist",
     )
-    init: Path | None = _option(
+    init: Path | None = _flag(
         "start from the weights in this .safetensors file, under D2L's, torchvision's, timm's or "
         "Hugging Face's names; another number of classes or channels is adapted",
-        None,
     )
-    freeze_stages: int = _option(
+    freeze_stages: int = _flag(
         "leave the first N parts of the network as they are: 1 the stem, 2 the first stage too, "
         "and so on; their batch normalisations keep their statistics, and normalise by them",
         0,
         at_least=0,
     )
-    seed: int = _option(
+    seed: int = _flag(
         "decides initial weights and order of images", 0, at_least=0, at_most=2**32 - 1
     )
-    dtype: str = _option("of the computation; parameters stay float32", "float32", choices=DTYPES)
-    data_dir: Path | None = _option("folder of the TFDS data sets (default: TFDS' own)", None)
-    run_dir: Path | None = _option("folder of this run (default: runs/DATE-TIME)", None)
-    resume: bool = _option(
+    dtype: str = _flag("of the computation; parameters stay float32", "float32", choices=DTYPES)
+    data_dir: Path | None = _flag("folder of the TFDS data sets (default: TFDS' own)")
+    run_dir: Path | None = _flag("folder of this run (default: runs/DATE-TIME)")
+    resume: bool = _flag(
         "go on from the last checkpoint of the run folder, or of the newest run", False
     )
-    checkpoint_seconds: float = _option(
+    checkpoint_seconds: float = _flag(
         "seconds of training between two checkpoints within an epoch; its end is always kept",
         120.0,
         at_least=0,
     )
-    tensorboard: bool = _option("write event files for TensorBoard into the run folder", False)
-    deterministic: bool = _option(
+    tensorboard: bool = _flag("write event files for TensorBoard into the run folder", False)
+    deterministic: bool = _flag(
         "the same bits in every run on the same machine (a GPU is slower then; a CPU always is so)",
         False,
     )
-    coordinator: str | None = _option(
+    coordinator: str | None = _flag(
         "HOST:PORT of the first process, when a run has several; SLURM and Open MPI need no flags",
-        None,
     )
-    num_processes: int | None = _option("how many processes the run has", None, at_least=1)
-    process_id: int | None = _option("which of them this one is, from 0", None, at_least=0)
-    train_examples: int | None = _option(
-        "train on the first N images only (default: all)", None, at_least=1
+    num_processes: int | None = _flag("how many processes the run has", at_least=1)
+    process_id: int | None = _flag("which of them this one is, from 0", at_least=0)
+    train_examples: int | None = _flag(
+        "train on the first N images only (default: all)", at_least=1
     )
-    test_examples: int | None = _option(
-        "test on the first N images only (default: all)", None, at_least=1
-    )
-    validation_examples: int | None = _option(
+    test_examples: int | None = _flag("test on the first N images only (default: all)", at_least=1)
+    validation_examples: int | None = _flag(
         "for choices that must not see the test set: keep the last N training images out of "
         "training, and test on them instead",
-        None,
         at_least=1,
     )
 
@@ -99,8 +94,7 @@ class TrainConfig:
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, default)
         for option in dataclasses.fields(self):
-            value, rule = getattr(self, option.name), option.metadata
-            name = f"`{option.name}`"
+            name, value, rule = f"`{option.name}`", getattr(self, option.name), option.metadata
             if value is None:
                 continue
             if "choices" in rule and value not in rule["choices"]:

@@ -6,25 +6,15 @@ from pathlib import Path
 
 from resnet_flax.inference.pretrained import Network
 from resnet_flax.inference.scores import Scores, as_text
+from resnet_flax.runs import run_folder
 from resnet_flax.runs.config import TrainConfig
-from resnet_flax.runs.run_folder import CONFUSION, CURVES, MISTAKES, PREDICTIONS
 from resnet_flax.training.position import EpochResult
 
 # A run rewrites a card only while this line is in it.
 MARK = "# Written by resnet_flax at the end of a run. Delete this line to keep your own changes."
 FLAGS = ("model", "recipe", "epochs", "batch_size", "learning_rate", "image_size", "seed", "dtype")
-FLAGS_IF_CHANGED = (
-    "dataset",
-    "flavour",
-    "init",
-    "freeze_stages",
-    "train_examples",
-    "test_examples",
-    "validation_examples",
-)
 # What Hugging Face's hub calls the data, and their licence; of others that is not known.
 HUB = {"fashion_mnist": ("Fashion-MNIST", "zalando-datasets/fashion_mnist", "license: mit\n")}
-
 MIRRORED = "(Each image's logits are averaged with its mirror image's.)\n"
 
 CARD = """---
@@ -51,13 +41,13 @@ model-index:
 # {name}
 
 A residual network in JAX and Flax, {origin} on {title} by resnet_flax. It tells {count} classes
-apart: {classes}.
+apart: {names}.
 
 On {examples:,} {split} images its accuracy is **{accuracy:.4f}**, its cross-entropy {loss:.4f}, and
 its expected calibration error (15 bins) {calibration_error:.4f}.
 {flip}
 
-![Images with their true and predicted classes]({predictions})
+![Images with their true and predicted classes]({run_folder.PREDICTIONS})
 
 ## How to use it
 
@@ -90,49 +80,41 @@ python train.py {flags}
 
 {epochs}
 
-![Loss and accuracy over the epochs]({curves})
+![Loss and accuracy over the epochs]({run_folder.CURVES})
 
 ## Where it errs
 
 {by_class}
 
-![Confusion matrix]({confusion})
+![Confusion matrix]({run_folder.CONFUSION})
 
-![The mistakes of which it was surest]({mistakes})
+![The mistakes of which it was surest]({run_folder.MISTAKES})
 """
 
 
 def model_card(
     config: TrainConfig, network: Network, results: Sequence[EpochResult], scores: Scores
 ) -> str:
-    """Writes the card of a finished run.
+    """The card of a finished run, Markdown with front matter in YAML.
 
-    Args:
-        config: what the run was asked.
-        network: what was trained.
-        results: one for each epoch.
-        scores: on the test set, or on the images kept out of training in its place.
-
-    Returns:
-        Markdown, with front matter in YAML.
+    The scores are those on the test set, or on the images kept out of training in its place.
     """
     height, width, channels = network.image_shape
     split = "validation" if config.validation_examples else "test"
-    epochs = [
-        (row.epoch, *(f"{value:.3f}" for value in (row.loss, row.train_acc, row.test_acc)))
-        for row in results
-    ]
+    figures = [(row.loss, row.train_acc, row.test_acc) for row in results]
+    epochs = [(number, *map(as_text, row)) for number, row in enumerate(figures, 1)]
+    shares = [map(as_text, column) for column in (scores.precision, scores.recall)]
+    by_class = zip(network.classes, *shares, strict=True)
     plain = TrainConfig(recipe=config.recipe)
-    changed = [name for name in FLAGS_IF_CHANGED if getattr(config, name) != getattr(plain, name)]
+    others = [name for name in vars(config) if name not in {*FLAGS, *run_folder.FREE_FIELDS}]
+    flags = [*FLAGS, *(name for name in others if getattr(config, name) != getattr(plain, name))]
     dataset = Path(config.dataset).name
     title, hub_name, license = HUB.get(dataset, (dataset, json.dumps(dataset), ""))
     name = f"{config.model}-{dataset.replace('_', '-')}"
     return CARD.format(
         mark=MARK,
-        predictions=PREDICTIONS,
-        curves=CURVES,
-        confusion=CONFUSION,
-        mistakes=MISTAKES,
+        run_folder=run_folder,
+        **scores._asdict(),
         name=name,
         yaml_name=json.dumps(name),
         title=title,
@@ -141,12 +123,9 @@ def model_card(
         license=license,
         origin=f"fine-tuned from {config.init.name}" if config.init else "trained from scratch",
         split=split,
-        accuracy=scores.accuracy,
-        loss=scores.loss,
-        calibration_error=scores.calibration_error,
         examples=scores.confusion.sum(),
         count=len(network.classes),
-        classes=", ".join(network.classes),
+        names=", ".join(network.classes),
         flip=MIRRORED if network.flip else "",
         height=height,
         width=width,
@@ -154,19 +133,9 @@ def model_card(
         size=network.image_size,
         ground=", light on dark" if network.dark_background and channels == 1 else "",
         layout="torchvision" if network.model.norm_shortcut else "D2L",
-        flags=" ".join(
-            f"--{each.replace('_', '-')} {getattr(config, each)}" for each in [*FLAGS, *changed]
-        ),
+        flags=" ".join(f"--{flag.replace('_', '-')} {getattr(config, flag)}" for flag in flags),
         epochs=_table(("epoch", "training loss", "training accuracy", f"{split} accuracy"), epochs),
-        by_class=_table(
-            ("class", "precision", "recall"),
-            zip(
-                network.classes,
-                map(as_text, scores.precision),
-                map(as_text, scores.recall),
-                strict=True,
-            ),
-        ),
+        by_class=_table(("class", "precision", "recall"), by_class),
     )
 
 

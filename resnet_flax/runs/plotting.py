@@ -12,22 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-RIGHT, WRONG = "black", "crimson"
-MISTAKE = "✗ "  # for those who see no red
+WRONG = "crimson"
 ROWS, COLUMNS = 4, 8
 FEWEST_COLUMNS = 5  # as wide as the heading
-# With more classes than this the confusion matrix keeps its colours, but no numbers.
-MOST_NUMBERED = 20
+MOST_NUMBERED = 20  # with more classes the confusion matrix keeps its colours, but no numbers
 LONGEST_NAME = 12  # letters that fit above an image
 
 
 def plot_curves(results: list[EpochResult], path: Path) -> None:
-    """Draws D2L's picture: training loss, training and test accuracy over the epochs.
-
-    Args:
-        results: one for each epoch.
-        path: the .png to write.
-    """
+    """Draws D2L's picture: training loss, training and test accuracy over the epochs."""
     epochs = [result.epoch for result in results]
     figure = _new_figure(5, 3.5)
     axes = figure.add_subplot(xlabel="epoch", ylim=(0, 1))
@@ -41,13 +34,7 @@ def plot_curves(results: list[EpochResult], path: Path) -> None:
 
 
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Draws which classes are taken for which: a row for each true class, in shares of the row.
-
-    Args:
-        confusion: integers (classes, classes), see `resnet_flax.inference.scores.Scores`.
-        classes: their names.
-        path: the .png to write.
-    """
+    """Draws which classes are taken for which: a row for each true class, in shares of the row."""
     count = len(classes)
     side = min(max(0.55 * count, 4.0), 16.0)  # inches
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -62,34 +49,22 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
             colour = "white" if shares[row, column] > 0.5 else "black"
             number = f"{confusion[row, column]}"
             axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
-    bar = figure.colorbar(picture, shrink=0.8, format="{x:.0%}")
-    bar.set_label("share of the true class")
+    figure.colorbar(picture, shrink=0.8, format="{x:.0%}", label="share of the true class")
     figure.savefig(path)
 
 
 def plot_predictions(
-    images: np.ndarray,
-    labels: np.ndarray,
-    answers: np.ndarray,
-    classes: Sequence[str],
-    path: Path,
+    images: np.ndarray, labels: np.ndarray, answers: np.ndarray, classes: Sequence[str], path: Path
 ) -> None:
     """Draws the first images as D2L does, the true class above the predicted; mistakes in red.
 
-    Args:
-        images: uint8, (N, H, W, C), C being 1 or 3.
-        labels: integers, (N,).
-        answers: the predicted labels, integers, (N,).
-        classes: their names.
-        path: the .png to write.
+    The images are uint8, (N, H, W, C), C being 1 or 3; the answers are the predicted labels.
     """
     names = [_shortened(name) for name in classes]
     shown = range(min(len(images), ROWS * COLUMNS))
     right = [labels[index] == answers[index] for index in shown]
-    titles = [
-        f"{names[labels[index]]}\n{'' if right[index] else MISTAKE}{names[answers[index]]}"
-        for index in shown
-    ]
+    marks = ["" if fine else "✗ " for fine in right]  # for those who see no red
+    titles = [f"{names[labels[i]]}\n{marks[i]}{names[answers[i]]}" for i in shown]
     _plot_images(images, titles, right, "first the true class, then the predicted", path)
 
 
@@ -100,23 +75,12 @@ def plot_mistakes(
     classes: Sequence[str],
     path: Path,
 ) -> None:
-    """Draws the mistakes of which the network was surest.
-
-    Args:
-        images: as in `plot_predictions`.
-        labels: integers, (N,).
-        probabilities: (N, classes).
-        classes: their names.
-        path: the .png to write.
-    """
+    """Draws the mistakes of which the network was surest, by ``probabilities`` (N, classes)."""
     names = [_shortened(name) for name in classes]
     answers, confidences = probabilities.argmax(-1), probabilities.max(-1)
     mistakes = np.flatnonzero(answers != labels)
     mistakes = mistakes[np.argsort(-confidences[mistakes], kind="stable")][: ROWS * COLUMNS]
-    titles = [
-        f"{names[labels[index]]}\n{names[answers[index]]} {confidences[index]:.0%}"
-        for index in mistakes
-    ]
+    titles = [f"{names[labels[i]]}\n{names[answers[i]]} {confidences[i]:.0%}" for i in mistakes]
     heading = "the surest mistakes: first the true class, then the predicted, with its probability"
     if not len(mistakes):
         heading = f"no mistakes in {len(images):,} images"
@@ -124,7 +88,6 @@ def plot_mistakes(
 
 
 def _new_figure(width: float, height: float) -> "Figure":
-    """An empty one, of so many inches."""
     from matplotlib.figure import Figure  # a third of a second, which no start need wait for
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
@@ -142,7 +105,7 @@ def _plot_images(
         axes.set_axis_off()
     for axes, image, title, fine in zip(grid, images, titles, right, strict=False):
         axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, "gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=9, color=RIGHT if fine else WRONG)
+        axes.set_title(title, fontsize=9, color="black" if fine else WRONG)
     figure.savefig(path)
 
 

@@ -26,15 +26,7 @@ def write_results(
     test_data: Dataset,
     results: Sequence[EpochResult],
 ) -> None:
-    """Writes ``model.safetensors``, the pictures and the card ``README.md``.
-
-    Args:
-        folder: the run's.
-        config: what it was asked.
-        network: what it trained.
-        variables: of ``network.model``.
-        test_data: what the pictures and the card are about.
-        results: one for each epoch.
+    """Writes ``model.safetensors``, the pictures and the card ``README.md`` into a run's folder.
 
     Raises:
         InputError: when the weights cannot be written.

@@ -20,26 +20,12 @@ METRICS, CHECKPOINTS, CARD = "metrics.jsonl", "checkpoints", "README.md"
 CURVES, CONFUSION = "curves.png", "confusion.png"
 PREDICTIONS, MISTAKES = "predictions.png", "mistakes.png"
 # Fields that a resumed run may change without becoming another run; the epochs decide a schedule.
-FREE_FIELDS = {
-    "epochs",
-    "data_dir",
-    "run_dir",
-    "resume",
-    "checkpoint_seconds",
-    "tensorboard",
-    "deterministic",
-    "coordinator",
-    "num_processes",
-    "process_id",
-}
+FREE_FIELDS = {"epochs", "data_dir", "run_dir", "resume", "checkpoint_seconds", "tensorboard"}
+FREE_FIELDS |= {"deterministic", "coordinator", "num_processes", "process_id"}
 
 
 def open_run(config: TrainConfig, network: Mapping[str, Any] | None = None) -> Path:
-    """Makes or finds the folder of a run, and writes its configuration.
-
-    Args:
-        config: its ``run_dir`` and ``resume`` decide which folder.
-        network: what the file says of the network besides, in JSON's types.
+    """Makes or finds the folder of a run, and writes its configuration and its network's.
 
     Raises:
         InputError: when it cannot be written, holds another run, or has nothing to resume.
@@ -49,13 +35,12 @@ def open_run(config: TrainConfig, network: Mapping[str, Any] | None = None) -> P
     content = {**as_json(config), "version": version, "network": network}
     with whole_file(folder / CONFIG) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
     return folder
 
 
 def write_metrics(folder: Path, results: Sequence[EpochResult]) -> None:
-    """Writes a line for each epoch.
-
-    Rewritten from all results, so that no resume can lose or repeat a line.
+    """Writes a line for each epoch, of all results, so that no resume loses or repeats one.
 
     Raises:
         InputError: when it cannot be written.
@@ -68,10 +53,8 @@ def _new_folder(config: TrainConfig) -> Path:
     folder = config.run_dir or RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
         if (folder / CONFIG).exists():
-            raise InputError(
-                f"`run_dir` {folder} holds a run already: "
-                "add `resume` to go on with it, or name another"
-            )
+            mend = "add `resume` to go on with it, or name another"
+            raise InputError(f"`run_dir` {folder} holds a run already: {mend}")
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write the run folder {folder}: {reason(error)}") from error
@@ -108,8 +91,7 @@ def _saved_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"nothing to resume: {folder} holds no run (no {CONFIG})") from error
     except (OSError, ValueError, RecursionError) as error:
-        why = one_line(error)[:200]
-        raise InputError(f"cannot resume: {path} is unreadable: {why}") from error
+        raise InputError(f"cannot resume: {path} is unreadable: {one_line(error)[:200]}") from error
     if "version" not in saved and saved.get("recipe") in ("fast", "best"):
         # Version 0.1.0 trained these recipes' networks whatever model and flavour said.
         recipe = RECIPES[saved["recipe"]]

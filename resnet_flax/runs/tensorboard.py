@@ -16,11 +16,7 @@ TAGS = {
 
 
 def import_tensorboard() -> Any:
-    """The library that writes event files.
-
-    Raises:
-        InputError: when it is not installed.
-    """
+    """The library that writes event files; raises `InputError` when it is not installed."""
     try:
         import tensorboardX
     except ImportError as error:
@@ -36,13 +32,6 @@ def write_events(results: list[EpochResult], folder: Path) -> None:
 
     Rewritten from the results, it repeats no point, wherever a run was stopped and resumed. A
     TensorBoard that has read the earlier file is told to drop its points.
-
-    Args:
-        results: one for each epoch.
-        folder: the run's.
-
-    Raises:
-        InputError: when tensorboardX is not installed.
     """
     writer_of = import_tensorboard().SummaryWriter
     for old in folder.glob("events.out.tfevents.*"):

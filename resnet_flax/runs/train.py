@@ -31,19 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
-    """A finished training.
-
-    Attributes:
-        model: the trained network.
-        variables: ``{"params": ..., "batch_stats": ...}``, what ``model.apply`` takes.
-        results: one for each epoch.
-        folder: what it left behind; None in all processes of a run but the first.
-    """
+    """A finished training."""
 
     model: ResNet
-    variables: dict[str, Any]
+    variables: dict[str, Any]  # {"params": ..., "batch_stats": ...}, what model.apply takes
     results: list[EpochResult]
-    folder: Path | None
+    folder: Path | None  # what it left behind; None in all processes of a run but the first
 
 
 def train(
@@ -55,12 +48,8 @@ def train(
     """Trains a network, from loading the data to weights, pictures and a model card.
 
     It works in a notebook and in a thread, and several times in one process. What happens on the
-    way goes to the logger ``resnet_flax``.
-
-    Args:
-        config: what to train, on what, and how.
-        epoch_ended: called after each epoch, in the first process.
-        interruption: watches for the signals that stop the run; by default nothing does.
+    way goes to the logger ``resnet_flax``. ``epoch_ended`` is called in the first process alone;
+    without an ``interruption`` no signal is watched for.
 
     Raises:
         InputError: when something asked for is not there or does not fit, or a file cannot be
@@ -81,13 +70,8 @@ def train(
     recipe = RECIPES[config.recipe]
 
     data = load_data(config)
-    model = build_model(
-        config.model,
-        config.flavour,
-        num_classes=len(data.classes),
-        frozen_stages=config.freeze_stages,
-        dtype=config.dtype,
-    )
+    options = {"num_classes": len(data.classes), "frozen_stages": config.freeze_stages}
+    model = build_model(config.model, config.flavour, dtype=config.dtype, **options)
 
     def batches(epoch: int) -> list[np.ndarray]:
         return shuffled_batches(len(data.train), config.batch_size, seed=config.seed, epoch=epoch)
@@ -106,7 +90,6 @@ def train(
     )
     state = initial_state(config, model, job)
     network = describe_network(config, model, data)
-
     folder = open_run(config, network.as_json()) if first else None
     with Checkpoints(folder / CHECKPOINTS if folder else None) as checkpoints:
         logger.info("run folder: %s", folder)
@@ -140,28 +123,18 @@ def train(
 
 
 def load_data(config: TrainConfig) -> Splits:
-    """Loads the data set, and takes what the configuration asks for.
-
-    Raises:
-        InputError: when it cannot be loaded, or has too few examples.
-    """
-    data = load_dataset(
-        config.dataset, config.data_dir, image_size=config.image_size, seed=config.seed
-    )
+    """Loads the data set, and takes what the configuration asks for."""
+    size = config.image_size
+    data = load_dataset(config.dataset, config.data_dir, image_size=size, seed=config.seed)
     train_data, test_data = data.train, data.test
     if config.validation_examples:
         train_data, test_data = train_data.hold_out(config.validation_examples)
-    return data._replace(
-        train=train_data.take(config.train_examples), test=test_data.take(config.test_examples)
-    )
+    train_data = train_data.take(config.train_examples)
+    return data._replace(train=train_data, test=test_data.take(config.test_examples))
 
 
 def initial_state(config: TrainConfig, model: ResNet, job: Job) -> TrainState:
-    """The state that training begins with.
-
-    Raises:
-        InputError: when the weights to start from cannot be read, or are of another network.
-    """
+    """The state that training begins with."""
     recipe = RECIPES[config.recipe]
     steps = config.epochs * len(job.batches(1))
     optimizer = freeze(build_optimizer(recipe, config.learning_rate, steps), model)
@@ -169,13 +142,9 @@ def initial_state(config: TrainConfig, model: ResNet, job: Job) -> TrainState:
     if config.init:
         channels = job.train_set.images.shape[-1]
         variables = start_from(config.init, model, channels=channels, seed=config.seed)
+    average = recipe.average_decay > 0
     return create_train_state(
-        model,
-        optimizer,
-        job.train_set,
-        config.seed,
-        average=recipe.average_decay > 0,
-        variables=variables,
+        model, optimizer, job.train_set, config.seed, average=average, variables=variables
     )
 
 
