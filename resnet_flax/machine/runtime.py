@@ -4,12 +4,14 @@ import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
+import mmap
 import os
 import platform
 import sys
 from pathlib import Path
 
 import jax
+import jaxlib
 
 # jaxlib 0.10.2 hands reductions, products and convolutions to YNNPACK, which gets some large
 # reductions wrong (jax#39103; tests/machine/test_runtime.py shows it) and trains this network at
@@ -67,10 +69,21 @@ def keep_memory() -> None:
 
 
 def add_flag(flag: str) -> None:
-    """Adds ``--name=value`` to ``XLA_FLAGS``, unless the user has set that name."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if flag.partition("=")[0] not in flags:
+    """Adds ``--name=value`` to ``XLA_FLAGS``, unless the user has set it or XLA has it not."""
+    flags, name = os.environ.get("XLA_FLAGS", ""), flag.partition("=")[0]
+    if name not in flags and known_to_xla(name):
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def known_to_xla(name: str) -> bool:
+    """Whether the jaxlib at hand has a flag: XLA ends the process that sets another."""
+    for library in Path(jaxlib.__file__).parent.glob("libjax_common.*"):
+        with (
+            library.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+        ):
+            return text.find(name.lstrip("-").encode()) >= 0
+    return True
 
 
 def keep_compiled_programs() -> None:

@@ -12,6 +12,7 @@ import pytest
 from resnet_flax.machine.runtime import (
     BARRIER_FLAG,
     YNNPACK_FLAG,
+    add_flag,
     configure_runtime,
     device_name,
 )
@@ -67,6 +68,15 @@ def test_what_the_user_set_wins(monkeypatch):
     configure_runtime()
     assert os.environ["XLA_FLAGS"] == flags
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
+
+
+def test_a_flag_that_this_xla_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    add_flag("--xla_no_flag_of_any_release=1")  # XLA would end the process
+    assert os.environ["XLA_FLAGS"] == ""
+    for flag in (YNNPACK_FLAG, BARRIER_FLAG, "--xla_gpu_deterministic_ops=true"):
+        add_flag(flag)
+        assert flag in os.environ["XLA_FLAGS"]
 
 
 def test_flags_are_added_to_the_users(monkeypatch):
