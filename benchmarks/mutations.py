@@ -44,7 +44,7 @@ def parity(level: str, case: str) -> tuple[str, ...]:
 FAULTS = (
     Fault(
         "SAME padding",
-        "layers.py",
+        "nn/layers.py",
         "        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, "
         "self.padding)\n",
         "        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)\n"
@@ -55,42 +55,42 @@ FAULTS = (
     ),
     Fault(
         "BN momentum 0.99",
-        "layers.py",
+        "nn/layers.py",
         "momentum: float = 0.1\n",
         "momentum: float = 0.01  # what Flax calls 0.99\n",
         parity("d_running_statistics", "Residual-d2l-27px-batch1"),
     ),
     Fault(
         "eps 1e-3",
-        "layers.py",
+        "nn/layers.py",
         "epsilon: float = 1e-5\n",
         "epsilon: float = 1e-3\n",
         parity("a_eval_forward", "Residual-d2l-27px-batch1"),
     ),
     Fault(
         "biased variance",
-        "layers.py",
+        "nn/layers.py",
         "unbiased_var = var * (count / (count - 1))",
         "unbiased_var = var",
         parity("d_running_statistics", "Residual-d2l-27px-batch1"),
     ),
     Fault(
         "swapped stride placement",
-        "blocks.py",
+        "nn/blocks.py",
         "(self.strides, 1) if self.stride_first else (1, self.strides)",
         "(1, self.strides) if self.stride_first else (self.strides, 1)",
         parity("a_eval_forward", "Bottleneck-torchvision-stride2-28px-batch2"),
     ),
     Fault(
         "missing bias",
-        "layers.py",
+        "nn/layers.py",
         "y = add_bias(y, bias)",
         "y = add_bias(y, 0 * bias)",
         parity("a_eval_forward", "Residual-d2l-27px-batch1"),
     ),
     Fault(
         "transposed kernel",
-        "torch_weights.py",
+        "weights/state_dict.py",
         "4: (2, 3, 1, 0)",
         "4: (3, 2, 1, 0)",
         parity("a_eval_forward", "Residual-d2l-27px-batch1"),
@@ -104,7 +104,7 @@ FAULTS = (
     ),
     Fault(
         "mean over batches, not samples",
-        "metrics.py",
+        "training/metrics.py",
         "(losses * weights).sum(),\n"
         "            correct=self.correct + correct.sum(dtype=jnp.int32),\n"
         "            count=self.count + (weights > 0).sum(dtype=jnp.int32),\n",
@@ -118,14 +118,14 @@ FAULTS = (
     ),
     Fault(
         "wrong resize alignment",
-        "preprocessing.py",
+        "nn/preprocessing.py",
         "centres = (np.arange(new) + 0.5) * scale",
         "centres = np.arange(new) * scale + 0.5",
         parity("e_training_steps_of_the_library", "resnet18-d2l-plain-batch4"),
     ),
     Fault(
         "ReLU before add",
-        "blocks.py",
+        "nn/blocks.py",
         "        y = bn2(conv2(self.dropout(y, train)), train)\n"
         "        return nn.relu(self.add(self.shortcut(x, train), y, train))",
         "        y = bn2(conv2(self.dropout(y, train)), train)\n"
@@ -134,7 +134,7 @@ FAULTS = (
     ),
     Fault(
         "no shortcut norm",
-        "blocks.py",
+        "nn/blocks.py",
         '        return self.norm(name="1")(x, train) if self.norm_shortcut else x',
         "        if self.norm_shortcut:\n"
         '            self.norm(name="1")(x, train)\n'

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from resnet_flax import Bottleneck, build_model
 from resnet_flax.commands.command_line import flag, parse_config, run_command, with_flags
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.machine.interruption import Interrupted
@@ -48,6 +49,22 @@ def test_a_recipe_sets_its_flags():
     fast = RECIPES["fast"]
     assert (config.epochs, config.batch_size, config.image_size) == (2, fast.batch_size, 28)
     assert config.learning_rate == fast.learning_rate
+
+
+def test_a_recipe_has_a_network_by_name_and_model_and_flavour_always_win():
+    for arguments, model, flavour, stages in (
+        ("--recipe fast", "resnet8", "torchvision", (1, 1, 1)),
+        ("--recipe best", "resnet14", "torchvision", (2, 2, 2)),
+        ("--recipe fast --model resnet50", "resnet50", "torchvision", (3, 4, 6, 3)),
+        ("--recipe fast --flavour d2l", "resnet8", "d2l", (1, 1, 1)),
+    ):
+        config = parse_config(arguments.split())
+        network = build_model(config.model, config.flavour)
+        assert (config.model, config.flavour, network.stage_sizes) == (model, flavour, stages)
+        assert network.use_bias == (flavour == "d2l")
+        assert (network.block is Bottleneck) == (model == "resnet50")
+        # As each was before it had a name.
+        assert (network.stem == "small") == (model in ("resnet8", "resnet14"))
 
 
 def test_help_explains_every_flag_with_its_default(capsys):

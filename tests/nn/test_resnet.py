@@ -1,3 +1,5 @@
+import dataclasses
+import json
 from functools import partial
 
 import chex
@@ -9,6 +11,7 @@ import pytest
 import resnet_flax
 from resnet_flax import Bottleneck, Residual, ResNet, Stage, build_model, resnet18
 from resnet_flax.errors import InputError
+from resnet_flax.nn.resnet import describe_model, model_from_description
 
 KEY = jax.random.key(0)
 
@@ -115,7 +118,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
 @pytest.mark.parametrize("preactivation", [False, True])
 @pytest.mark.parametrize("block", [Residual, Bottleneck])
 def test_zero_init_makes_a_block_without_bias_the_identity(block, preactivation):
-    conv = partial(resnet_flax.layers.Conv, use_bias=False)
+    conv = partial(resnet_flax.nn.layers.Conv, use_bias=False)
     channels = 2 if block is Residual else 8
     module = block(2, zero_init_residual=True, preactivation=preactivation, conv=conv)
     images = jax.random.uniform(KEY, (2, 4, 4, channels))
@@ -172,7 +175,7 @@ def test_variants_have_the_layers_they_should(fields, layers):
 
 
 def test_unknown_names_are_told_with_the_choices():
-    with pytest.raises(InputError, match="unknown model 'resnet19': choose from resnet18"):
+    with pytest.raises(InputError, match="unknown model 'resnet19': choose from resnet8, resnet14, resnet18"):
         build_model("resnet19")
     with pytest.raises(InputError, match="unknown flavour 'keras': choose from d2l, torchvision"):
         build_model("resnet18", "keras")
@@ -180,3 +183,66 @@ def test_unknown_names_are_told_with_the_choices():
         shapes(small(stem="vgg"))
     with pytest.raises(ValueError, match=r"must have shape \(N, H, W, C\), not \(28, 28\)"):
         small().init(KEY, jnp.ones((28, 28)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"stage_sizes": (0,)}, "stage_sizes"),
+        ({"stage_sizes": (1,) * 7}, "stage_sizes"),
+        ({"channels": 0}, "channels"),
+        ({"channels": 8.0}, "channels"),
+        ({"width_multiplier": float("nan")}, "width_multiplier"),
+        ({"use_bias": 1}, "use_bias"),
+        ({"dropout_rate": 1.5}, "dropout_rate"),
+        ({"stem": "huge"}, "stem"),
+    ],
+)
+def test_a_field_out_of_range_is_refused_where_the_network_is_made(fields, name):
+    with pytest.raises(ValueError, match=f"^{name} cannot be "):
+        ResNet(**{"stage_sizes": (1,), **fields})
+
+
+def test_lists_and_numpys_numbers_are_taken():
+    model = ResNet([1, np.int64(1)], channels=np.int32(8), width_multiplier=np.float32(1))
+    assert model.stage_sizes == (1, 1)
+    assert hash(model) == hash(model.clone())
+
+
+def test_a_network_tells_all_that_decides_its_function():
+    changed = {
+        "stage_sizes": (1, 2),
+        "block": Bottleneck,
+        "use_bias": False,
+        "norm_shortcut": True,
+        "stem": "small",
+        "channels": 8,
+        "width_multiplier": 2.0,
+        "stride_first": True,
+        "preactivation": True,
+        "zero_init_residual": True,
+        "dropout_rate": 0.1,
+        "stochastic_depth_rate": 0.2,
+        "momentum": 0.3,
+        "epsilon": 1e-3,
+        "dtype": "bfloat16",
+    }
+    model = ResNet(**changed, num_classes=7)
+    description = json.loads(json.dumps(describe_model(model)))
+    assert description.keys() == changed.keys()
+    assert model_from_description(description, 7) == model
+    # A new field is told without a second edit; these do not matter to a trained network.
+    names = {field.name for field in dataclasses.fields(ResNet)} - {"parent", "name"}
+    untold = {"num_classes", "conv_init", "dense_init", "frozen_stages", "param_dtype"}
+    assert names == changed.keys() | untold
+
+
+def test_the_parts_are_the_variables_and_the_stride_is_that_of_the_shapes():
+    for fields in ({}, {"preactivation": True}, {"stem": "cifar"}, {"num_classes": 0}):
+        model = ResNet((1, 1, 1), channels=4, **fields)
+        images = jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        names = {name for part in model.parts.values() for name in part}
+        assert names == variables["params"].keys()
+        maps = jax.eval_shape(lambda v, x, m=model: m.apply(v, x, features=True), variables, images)
+        assert maps[-1].shape[1] == 64 // model.total_stride
