@@ -1,6 +1,5 @@
 """The folder of a run: what is in it, which folder a run has, and whether it may go on there."""
 
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,6 +14,7 @@ from resnet_flax.training.position import EpochResult
 from resnet_flax.training.recipes import RECIPES
 
 RUNS = Path("runs")
+FORMAT = 2  # of config.json: version 0.1.0 wrote none
 # What else is in a run folder, beside the configuration and the weights.
 METRICS, CHECKPOINTS, CARD = "metrics.jsonl", "checkpoints", "README.md"
 CURVES, CONFUSION = "curves.png", "confusion.png"
@@ -31,8 +31,7 @@ def open_run(config: TrainConfig, network: Mapping[str, Any] | None = None) -> P
         InputError: when it cannot be written, holds another run, or has nothing to resume.
     """
     folder = _resumed_folder(config) if config.resume else _new_folder(config)
-    version = importlib.metadata.version("resnet_flax")
-    content = {**as_json(config), "version": version, "network": network}
+    content = {**as_json(config), "format": FORMAT, "network": network}
     with whole_file(folder / CONFIG) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
@@ -92,7 +91,7 @@ def _saved_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"nothing to resume: {folder} holds no run (no {CONFIG})") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot resume: {path} is unreadable: {one_line(error)[:200]}") from error
-    if "version" not in saved and saved.get("recipe") in ("fast", "best"):
+    if "format" not in saved and saved.get("recipe") in ("fast", "best"):
         # Version 0.1.0 trained these recipes' networks whatever model and flavour said.
         recipe = RECIPES[saved["recipe"]]
         saved |= {"model": recipe.model, "flavour": recipe.flavour}
