@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from resnet_flax.errors import InputError, TrainingError
-from resnet_flax.runs.config import TrainConfig
+from resnet_flax.runs.config import TrainConfig, as_json
 from resnet_flax.runs.run_folder import open_run, write_metrics
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import EpochResult, Position
@@ -230,3 +230,15 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
         InputError, match=r"cannot write the run folder .*file/run: Not a directory"
     ):
         open_run(TrainConfig(run_dir=tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize("recipe", ["d2l", "fast", "best"])
+def test_a_run_of_version_0_1_0_is_resumed(tmp_path, recipe):
+    # It wrote the flags' defaults, whatever network a recipe trained.
+    now = TrainConfig(run_dir=tmp_path, recipe=recipe, resume=True)
+    saved = {**as_json(now), "resume": False, "model": "resnet18", "flavour": "d2l"}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert open_run(now) == tmp_path
+    other = TrainConfig(run_dir=tmp_path, recipe=recipe, resume=True, model="resnet50")
+    with pytest.raises(InputError, match="`model` .* there, 'resnet50' here"):
+        open_run(other)
