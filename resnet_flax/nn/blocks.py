@@ -20,6 +20,13 @@ from resnet_flax.nn.layers import BatchNorm, Conv
 ModuleFactory = Callable[..., Any]
 
 
+def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
+    """``norm(conv(x), train)``, where `BatchNorm` takes away what the bias of `Conv` adds."""
+    if type(norm) is BatchNorm and type(conv) is Conv:
+        return norm(conv(x, centred=train), train)
+    return norm(conv(x), train)
+
+
 class Shortcut(nn.Module):
     """The 1x1 convolution that fits a block's input to its output, with or without a BN."""
 
@@ -32,8 +39,8 @@ class Shortcut(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N H2 W2 features"]:
         """Maps (N, H, W, C) to (N, ceil(H / strides), ceil(W / strides), features)."""
-        x = self.conv(self.features, 1, self.strides, name="0")(x)
-        return self.norm(name="1")(x, train) if self.norm_shortcut else x
+        conv = self.conv(self.features, 1, self.strides, name="0")
+        return normalized(conv, self.norm(name="1"), x, train) if self.norm_shortcut else conv(x)
 
 
 class Block(nn.Module):
@@ -146,10 +153,10 @@ class Residual(Block):
         if self.preactivation:
             y = nn.relu(bn1(x, train))
             shortcut = self.shortcut(y, train) if self.use_1x1conv else x
-            y = nn.relu(bn2(conv1(y), train))
+            y = nn.relu(normalized(conv1, bn2, y, train))
             return self.add(shortcut, conv2(self.dropout(y, train)), train)
-        y = nn.relu(bn1(conv1(x), train))
-        y = bn2(conv2(self.dropout(y, train)), train)
+        y = nn.relu(normalized(conv1, bn1, x, train))
+        y = normalized(conv2, bn2, self.dropout(y, train), train)
         return nn.relu(self.add(self.shortcut(x, train), y, train))
 
 
@@ -181,12 +188,12 @@ class Bottleneck(Block):
         if self.preactivation:
             y = nn.relu(bn1(x, train))
             shortcut = self.shortcut(y, train) if self.use_1x1conv else x
-            y = nn.relu(bn2(conv1(y), train))
-            y = nn.relu(bn3(conv2(y), train))
+            y = nn.relu(normalized(conv1, bn2, y, train))
+            y = nn.relu(normalized(conv2, bn3, y, train))
             return self.add(shortcut, conv3(self.dropout(y, train)), train)
-        y = nn.relu(bn1(conv1(x), train))
-        y = nn.relu(bn2(conv2(y), train))
-        y = bn3(conv3(self.dropout(y, train)), train)
+        y = nn.relu(normalized(conv1, bn1, x, train))
+        y = nn.relu(normalized(conv2, bn2, y, train))
+        y = normalized(conv3, bn3, self.dropout(y, train), train)
         return nn.relu(self.add(self.shortcut(x, train), y, train))
 
 

@@ -63,8 +63,15 @@ class Conv(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 features"]:
+    def __call__(
+        self, x: Float[Array, "N H W C"], centred: bool = False
+    ) -> Float[Array, "N H2 W2 features"]:
         """Convolves (N, H, W, C) into (N, H', W', features), H' = (H + 2p - k) // s + 1.
+
+        Args:
+            x: (N, H, W, C).
+            centred: a batch normalisation in training follows, for which the bias makes no
+                difference; see `resnet_flax.nn.ops.normalization.add_bias`.
 
         Raises:
             ValueError: when the parameters were made for another C.
@@ -79,7 +86,7 @@ class Conv(nn.Module):
         if self.use_bias:
             bias_init = uniform_bias(channels * size * size)
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
-            y = add_bias(y, bias)
+            y = add_bias(y, bias, centred)
         return y
 
 
@@ -148,7 +155,6 @@ class BatchNorm(nn.Module):
         )
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), self.param_dtype)
 
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
             if not self.is_mutable_collection("batch_stats"):
                 raise ValueError(
@@ -170,7 +176,8 @@ class BatchNorm(nn.Module):
                 running_var.value = (1 - rate) * running_var.value + rate * unbiased_var
         else:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
-            y = (x - running_mean.value) * factor + bias
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            y = (wide - running_mean.value) * factor + bias
         return y.astype(self.dtype)
 
 

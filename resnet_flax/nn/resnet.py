@@ -22,7 +22,14 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float
 
 from resnet_flax.errors import InputError
-from resnet_flax.nn.blocks import Block, Bottleneck, ModuleFactory, Residual, Stage
+from resnet_flax.nn.blocks import (
+    Block,
+    Bottleneck,
+    ModuleFactory,
+    Residual,
+    Stage,
+    normalized,
+)
 from resnet_flax.nn.layers import (
     BatchNorm,
     Conv,
@@ -31,7 +38,7 @@ from resnet_flax.nn.layers import (
     pytorch_uniform,
     xavier_uniform,
 )
-from resnet_flax.nn.ops.pooling import max_pool
+from resnet_flax.nn.ops.pooling import max_pool, max_pool_rectified
 from resnet_flax.nn.preprocessing import check_shape
 
 # Images scaled to [0, 1], or normalised to mean 0 and deviation 1, stay well below it; of those in
@@ -168,11 +175,13 @@ class ResNet(nn.Module):
 
         x = images.astype(self.dtype)
         size, strides, pooled = STEMS[self.stem]
-        x = conv(self.channels, size, strides, size // 2, name="conv1")(x)
-        if not self.preactivation:
-            x = nn.relu(norm(name="bn1")(x, train and self.frozen_stages < 1))
-        if pooled:
-            x = max_pool(x, 3, 2, 1)
+        conv1 = conv(self.channels, size, strides, size // 2, name="conv1")
+        if self.preactivation:
+            x = conv1(x)
+            x = max_pool(x, 3, 2, 1) if pooled else x
+        else:
+            x = normalized(conv1, norm(name="bn1"), x, train and self.frozen_stages < 1)
+            x = max_pool_rectified(x) if pooled else nn.relu(x)
 
         maps = []
         rates = self.block_rates()

@@ -1,8 +1,7 @@
-"""The convolution, with gradients and formulations of its own where a CPU is quicker with them.
+"""The convolution, with gradients and formulations of its own where they are quicker.
 
-Every path gives the values of `jax.lax.conv_general_dilated` to float32 rounding. Which one is
-taken is decided when the program is compiled, by platform and shape: GPUs and TPUs keep the
-compiler's own.
+Every path gives the values of `jax.lax.conv_general_dilated` to rounding. Which one is taken is
+decided when the program is compiled, by platform and shape.
 """
 
 from functools import partial
@@ -13,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 import resnet_flax.nn.ops.winograd as winograd
+from resnet_flax.nn.ops.platform import choose
 
 # Winograd's transforms pay when each value they make is used often enough: that of a pixel by this
 # many channels, and that of the kernel by this many pixels for each of its channels.
@@ -46,9 +46,8 @@ def _forward(
     x: jax.Array, kernel: jax.Array, strides: int, padding: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     on_cpu = partial(_convolve_on_cpu, strides=strides, padding=padding)
-    by_compiler = partial(_by_compiler, strides=strides, padding=padding)
-    y = lax.platform_dependent(x, kernel, cpu=on_cpu, default=by_compiler)
-    return y, (x, kernel)
+    on_accelerator = partial(_convolve_on_accelerator, strides=strides, padding=padding)
+    return choose(x, kernel, cpu=on_cpu, accelerator=on_accelerator), (x, kernel)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -56,8 +55,8 @@ def _backward(
     strides: int, padding: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     on_cpu = partial(_gradients_on_cpu, strides=strides, padding=padding)
-    by_compiler = partial(_gradients_by_compiler, strides=strides, padding=padding)
-    return lax.platform_dependent(*inputs, gradient, cpu=on_cpu, default=by_compiler)
+    on_accelerator = partial(_gradients_on_accelerator, strides=strides, padding=padding)
+    return choose(*inputs, gradient, cpu=on_cpu, accelerator=on_accelerator)
 
 
 convolve.defvjp(_forward, _backward)
@@ -73,10 +72,45 @@ def _by_compiler(x: jax.Array, kernel: jax.Array, *, strides: int, padding: int)
     )
 
 
-def _gradients_by_compiler(
+def _convolve_on_accelerator(
+    x: jax.Array, kernel: jax.Array, *, strides: int, padding: int
+) -> jax.Array:
+    if (kernel.shape[0], strides, padding) == (7, 2, 3):
+        return _by_blocks(x, kernel)
+    if (kernel.shape[0], padding) == (1, 0):
+        return x[:, ::strides, ::strides] @ kernel[0, 0]
+    return _by_compiler(x, kernel, strides=strides, padding=padding)
+
+
+def _by_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The stem's 7x7 convolution of stride 2 as one of stride 1 on blocks of pixels.
+
+    A block has two rows and makes up to four neighbours of an output row, so that the matrix units
+    get more channels than an image has, and the outputs lie in memory as they should.
+    """
+    samples, height, width, channels = x.shape
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    outputs = next(count for count in (4, 2, 1) if columns % count == 0)
+    side = 2 * outputs  # columns of a block
+    across = -(-(side + 5) // side)  # blocks that a window of the outputs' pixels meets
+    edges = [(3, 2 * rows + 3 - height), (3, side * (columns // outputs + across - 1) - width - 3)]
+    x = jnp.pad(x, [(0, 0), *edges, (0, 0)])
+    x = x.reshape(samples, rows + 3, 2, columns // outputs + across - 1, side, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:2], x.shape[3], 2 * side * channels)
+    shifted = [
+        jnp.pad(kernel, [(0, 1), (2 * i, across * side - 7 - 2 * i), (0, 0), (0, 0)])
+        for i in range(outputs)
+    ]
+    kernel = jnp.stack(shifted, 3).reshape(4, 2, across, side, channels, -1)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, across, 2 * side * channels, -1)
+    y = _by_compiler(x, kernel, strides=1, padding=0)
+    return y.reshape(samples, rows, columns, y.shape[3] // outputs)
+
+
+def _gradients_on_accelerator(
     x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, strides: int, padding: int
 ) -> tuple[jax.Array, jax.Array]:
-    convolution = partial(_by_compiler, strides=strides, padding=padding)
+    convolution = partial(_convolve_on_accelerator, strides=strides, padding=padding)
     return jax.vjp(convolution, x, kernel)[1](gradient)
 
 
