@@ -151,12 +151,13 @@ def run_job(epochs: int, tiny: bool) -> list[Case]:
             parts["results"] = round(ended - last, 1)
             rows.append(
                 {
+                    "exit_code": process.returncode,
                     "job": name,
                     "epochs": epochs,
                     "seconds": round(ended - started, 1),
                     "first_step": round(parts.get("start", 0) + parts.get("compile", 0), 1),
                     "parts": parts,
-                    "ends_with": lines[-2:],
+                    "ends_with": lines[-2:] if process.returncode == 0 else lines[-30:],
                 }
             )
     return rows
@@ -395,7 +396,8 @@ def as_tables(rows: list[Case]) -> str:
         lines += ["", f"| job | {' | '.join(names)} | whole, s |", "|---" * (len(names) + 2) + "|"]
         for row in jobs:
             parts = " | ".join(str(row["parts"].get(name, "")) for name in names)
-            lines.append(f"| {row['job']} | {parts} | {row['seconds']} |")
+            failed = f", failed with exit code {row['exit_code']}" if row["exit_code"] else ""
+            lines.append(f"| {row['job']}{failed} | {parts} | {row['seconds']} |")
     lines += [
         "",
         "| network, batch, pixels, dtype | contender | images/s | range |",

@@ -42,10 +42,8 @@ def test_what_the_readme_names_exists():
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / picture).exists(), picture
-    listed = {
-        name
-        for row in re.findall(r"^\| (`.*?) \|", README, re.M)
-        for name in re.findall(r"`(\w+)`", row)
-    }
-    modules = {path.stem for path in (ROOT / "resnet_flax").glob("*.py")} - {"__init__", "errors"}
-    assert modules <= listed
+    listed = set(re.findall(r"^\| `(\w+)/` \|", README, re.M))
+    folders = {path.parent.name for path in (ROOT / "resnet_flax").glob("*/__init__.py")}
+    assert folders == listed
+    for module in re.findall(r"\(`(\w+)`\)", README):
+        assert list((ROOT / "resnet_flax").glob(f"*/{module}.py")), module

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ import jax
 import numpy as np
 
 from resnet_flax.data import Splits, bright_border, load_dataset, shuffled_batches
-from resnet_flax.inference.predict import BATCH_SIZE, compute_logits
 from resnet_flax.inference.pretrained import Network
 from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
@@ -93,8 +91,7 @@ def train(
     state = initial_state(config, model, job)
     network = describe_network(config, model, data)
     folder = open_run(config, network.as_json()) if first else None
-    background, pending = ThreadPoolExecutor(1), list[Future[Any]]()
-    with Checkpoints(folder / CHECKPOINTS if folder else None) as checkpoints, background:
+    with Checkpoints(folder / CHECKPOINTS if folder else None) as checkpoints:
         logger.info("run folder: %s", folder)
         with interruption.postponed():  # Orbax, cut off while it reads, prints tracebacks
             state, position = checkpoints.restore(state)
@@ -105,12 +102,7 @@ def train(
             checkpoints.save(state, position, result.test_acc)
             if folder:
                 write_metrics(folder, position.results)
-                pending.append(background.submit(plot_curves, position.results, folder / CURVES))
-                if len(pending) == 1 and jax.default_backend() != "cpu":
-                    # Compiles what the last pictures need; a CPU has no core to spare.
-                    zeros = jax.tree.map(np.zeros_like, state.variables)
-                    images = data.test.images[:BATCH_SIZE]
-                    pending.append(background.submit(compute_logits, network, zeros, images))
+                plot_curves(position.results, folder / CURVES)
                 if config.tensorboard:
                     write_events(position.results, folder)
                 epoch_ended(result)
@@ -124,8 +116,6 @@ def train(
             epoch_ended=keep_epoch,
             interruption=interruption,
         )
-    for each in pending:
-        each.result()  # raises what went wrong
     if folder:
         logger.info("drawing pictures, writing %s", folder / CARD)
         write_results(folder, config, network, state.variables, data.test, position.results)

@@ -97,7 +97,7 @@ def fit(
             flip=job.flip,
             step_options=job.step_options,
         )
-    with interruption.deferred(), programs.background:
+    with interruption.deferred(), programs:
         while position.epoch <= job.epochs:
             with progress.epoch(position.epoch, sizes, position.steps) as on_step:
                 state, position = train_epoch(

@@ -165,7 +165,7 @@ def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, momen
         (["--data-dir", "file"], "file"),
         (["--dataset", "folder:file"], "cannot read the images in file: Not a directory"),
         (["--dataset", "cifar1O"], "did you mean cifar10?"),
-        (["--recipe", "fast", "--freeze-stages", "5"], "frozen_stages must be at most 4, the"),
+        (["--recipe", "fast", "--freeze-stages", "5"], "--freeze-stages must be at most 4, the"),
         (["--recipe", "fast", "--init", "absent.safetensors"], "cannot read absent.safetensors"),
     ],
 )

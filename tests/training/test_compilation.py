@@ -40,7 +40,8 @@ def test_the_programs_are_the_steps_and_the_evaluation():
         eval_by_index(expected[0], *test, image_size=IMAGE_SIZE, flip=False),
         rtol=1e-6,
     )
-    programs.background.shutdown()
+    with programs:
+        pass  # waits for the last
 
 
 class Lowered:
@@ -66,6 +67,16 @@ def test_the_first_is_ready_and_the_others_follow_one_by_one():
     assert programs("third") == "third"
     assert [name for name, _ in compiled] == names
     assert len({thread for _, thread in compiled[1:]}) == 1  # which does one after the other
+
+
+def test_an_accelerator_has_all_programs_before_its_first_step(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
+    compiled = []
+    names = ["first", "second", "third"]
+    Programs({name: lambda name=name: Lowered(name, compiled) for name in names})
+    assert compiled == [(name, threading.main_thread()) for name in names]
+    with pytest.raises(RuntimeError, match="too large for the device"):
+        Programs({name: lambda name=name: Lowered(name, []) for name in ("first", "refused")})
 
 
 def test_a_program_that_the_compiler_refuses_is_an_error_where_it_is_called():
