@@ -6,10 +6,22 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from resnet_flax.nn.blocks import Residual
+from resnet_flax.nn.layers import BatchNorm
 from resnet_flax.nn.ops.convolution import _by_compiler, convolve
 from resnet_flax.nn.ops.normalization import add_bias, batch_normalize, channel_sum, channel_sums
 from resnet_flax.nn.ops.platform import choose, force_accelerator
 from resnet_flax.nn.ops.pooling import max_pool, max_pool_rectified
+
+
+class Halves(nn.Module):
+    """Some other normalisation, which leaves a bias's effect."""
+
+    scale_init: object = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return x / 2
 
 
 @pytest.fixture(autouse=True)
@@ -148,3 +160,20 @@ def test_a_bias_that_is_taken_away_again_has_no_gradient():
     to_input, to_bias = pull(y)
     np.testing.assert_array_equal(to_input, y)
     np.testing.assert_array_equal(to_bias, jnp.zeros(3))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("norm", [BatchNorm, Halves])
+def test_only_what_batch_normalisation_takes_away_has_no_gradient(norm, train):
+    block = Residual(4, norm=norm)
+    x = random(2, 5, 5, 4).astype("float32")
+    variables = block.init(jax.random.key(0), x)
+
+    def loss(params):
+        y, _ = block.apply({**variables, "params": params}, x, train, mutable=["batch_stats"])
+        return (y**2).sum()
+
+    gradients = jax.grad(loss)(variables["params"])
+    zero = train and norm is BatchNorm
+    for name in ("conv1", "conv2"):
+        assert (gradients[name]["bias"] == 0).all() == zero
