@@ -84,8 +84,8 @@ FAULTS = (
     Fault(
         "missing bias",
         "nn/layers.py",
-        "y = add_bias(y, bias)",
-        "y = add_bias(y, 0 * bias)",
+        "y = add_bias(y, bias, centred)",
+        "y = add_bias(y, 0 * bias, centred)",
         parity("a_eval_forward", "Residual-d2l-27px-batch1"),
     ),
     Fault(

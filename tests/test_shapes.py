@@ -16,7 +16,7 @@ from resnet_flax.nn.blocks import Bottleneck, Residual, Stage
 from resnet_flax.nn.layers import BatchNorm, Conv, Dense
 from resnet_flax.nn.ops import convolution
 from resnet_flax.nn.ops import normalization as operations
-from resnet_flax.nn.ops.pooling import max_pool
+from resnet_flax.nn.ops.pooling import max_pool, max_pool_rectified
 from resnet_flax.nn.resnet import ResNet
 from resnet_flax.training import recipes
 from resnet_flax.training import step as training
@@ -49,6 +49,7 @@ FUNCTIONS = {
         [floats(4, 3), floats(3), floats(3)],
     ),
     "channel_sum": (operations.channel_sum, [floats(4, 6, 6, 3)]),
+    "channel_sums": (operations.channel_sums, [floats(4, 6, 6, 3), floats(4, 6, 6, 3)]),
     "convolve": (
         partial(convolution.convolve, strides=2, padding=1),
         [floats(4, 6, 6, 3), floats(3, 3, 3, 5)],
@@ -57,6 +58,7 @@ FUNCTIONS = {
         partial(max_pool, window=3, strides=2, padding=1),
         [floats(4, 6, 6, 3)],
     ),
+    "max_pool_rectified": (max_pool_rectified, [floats(4, 6, 6, 3)]),
     "prepare_images": (partial(preprocessing.prepare_images, image_size=8), [PIXELS]),
     "resize": (partial(preprocessing.resize, image_size=8), [PIXELS]),
 }
