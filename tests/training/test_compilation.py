@@ -1,6 +1,7 @@
 import threading
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
