@@ -240,5 +240,5 @@ def test_a_run_of_version_0_1_0_is_resumed(tmp_path, recipe):
     (tmp_path / "config.json").write_text(json.dumps(saved))
     assert open_run(now) == tmp_path
     other = TrainConfig(run_dir=tmp_path, recipe=recipe, resume=True, model="resnet50")
-    with pytest.raises(InputError, match="`model` .* there, 'resnet50' here"):
+    with pytest.raises(InputError, match=r"`model` .* there, 'resnet50' here"):
         open_run(other)
