@@ -124,8 +124,6 @@ def pytorch(options: argparse.Namespace, data: Dataset) -> Contender:
     fields: Any = {"bottleneck": bottleneck, "bias": True, "norm_shortcut": False}
     network: Any = d2l_init(TorchvisionResNet(ours.stage_sizes, 1, 10, **fields))
     network = network.to(device=device, memory_format=layout)
-    if options.torch_compile:
-        network = torch.compile(network)
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16")
     optimizer = torch.optim.SGD(network.parameters(), 0.05)
 
@@ -188,7 +186,6 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--torch-compile", action="store_true")
     options = parser.parse_args()
     if options.name == "roof":
         print(json.dumps(matrix_product_roof()), flush=True)

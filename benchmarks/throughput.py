@@ -39,23 +39,12 @@ class Contender(NamedTuple):
     environment: dict[str, str]
 
 
-CPU_CONTENDERS = [
+CONTENDERS = [
     Contender("resnet_flax", ["resnet_flax"], ALLOCATOR),
     Contender("plain Flax, as installed", ["plain_flax"], {}),
     Contender("plain Flax, our settings", ["plain_flax"], SETTINGS),
     Contender("PyTorch, contiguous", ["pytorch"], ALLOCATOR),
     Contender("PyTorch, channels_last", ["pytorch", "--channels-last"], ALLOCATOR),
-]
-GPU_CONTENDERS = [
-    Contender("resnet_flax, bfloat16", ["resnet_flax", "--dtype=bfloat16"], {}),
-    Contender("resnet_flax, float32", ["resnet_flax"], {}),
-    Contender("plain Flax, float32", ["plain_flax"], {}),
-    Contender("PyTorch, channels_last", ["pytorch", "--channels-last"], {}),
-    Contender(
-        "PyTorch, compiled, bfloat16",
-        ["pytorch", "--channels-last", "--torch-compile", "--dtype=bfloat16"],
-        {},
-    ),
 ]
 
 
@@ -103,11 +92,10 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96, help="in pixels")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=3, help="training steps in a turn")
-    parser.add_argument("--gpu", action="store_true", help="the contenders for a GPU")
     parser.add_argument("--only", nargs="*", default=(), help="names that contain one of these")
     options = parser.parse_args()
 
-    contenders = GPU_CONTENDERS if options.gpu else CPU_CONTENDERS
+    contenders = CONTENDERS
     if options.only:
         contenders = [
             each for each in contenders if any(name in each.name for name in options.only)
