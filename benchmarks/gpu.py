@@ -78,7 +78,8 @@ def main() -> None:
         return
     device = device_name()
     if device is None and not options.tiny:
-        sys.exit("benchmarks.gpu: no GPU that JAX can use; --tiny rehearses on this machine")
+        print("benchmarks.gpu: no GPU that JAX can use: --tiny rehearses here", file=sys.stderr)
+        sys.exit(2)
     until = time.perf_counter() + options.seconds
     about = {"device": device or "cpu", "commit": commit(), "versions": versions()}
     rows = []

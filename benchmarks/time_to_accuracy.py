@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.throughput import CPU_CONTENDERS, ask, start
+from benchmarks.throughput import CONTENDERS, ask, start
 
 TARGET = 0.909
 D2L_IMAGES = 10 * 60_000
@@ -55,7 +55,7 @@ def main() -> None:
 
     d2l = argparse.Namespace(model="resnet18", batch_size=256, image_size=96)
     ten_epochs = {}
-    for contender in (CPU_CONTENDERS[0], CPU_CONTENDERS[-1]):
+    for contender in (CONTENDERS[0], CONTENDERS[-1]):
         process = start(contender, d2l)
         ready = ask(process)["ready"]
         rate = ask(process, [options.steps, options.steps // 6])["both"]
@@ -64,7 +64,7 @@ def main() -> None:
         print(f"{contender.name}: {ten_epochs[contender.name]:.0f} s for ten epochs", flush=True)
     runs = [run_fast(seed, options.epochs) for seed in options.seeds]
 
-    theirs = ten_epochs[CPU_CONTENDERS[-1].name]
+    theirs = ten_epochs[CONTENDERS[-1].name]
     print(f"\n| | seconds to {TARGET} | PyTorch takes | accuracy at the end | seconds to the end |")
     print("|---|---|---|---|---|")
     for name, seconds in ten_epochs.items():
