@@ -126,16 +126,18 @@ FAULTS = (
     Fault(
         "ReLU before add",
         "nn/blocks.py",
-        "        y = bn2(conv2(self.dropout(y, train)), train)\n"
+        "        y = normalized(conv2, bn2, self.dropout(y, train), train)\n"
         "        return nn.relu(self.add(self.shortcut(x, train), y, train))",
-        "        y = bn2(conv2(self.dropout(y, train)), train)\n"
+        "        y = normalized(conv2, bn2, self.dropout(y, train), train)\n"
         "        return self.add(self.shortcut(x, train), nn.relu(y), train)",
         parity("a_eval_forward", "Residual-d2l-27px-batch1"),
     ),
     Fault(
         "no shortcut norm",
         "nn/blocks.py",
-        '        return self.norm(name="1")(x, train) if self.norm_shortcut else x',
+        '        return normalized(conv, self.norm(name="1"), x, train) if self.norm_shortcut else '
+        "conv(x)",
+        "        x = conv(x)\n"
         "        if self.norm_shortcut:\n"
         '            self.norm(name="1")(x, train)\n'
         "        return x",
