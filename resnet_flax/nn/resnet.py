@@ -63,7 +63,8 @@ def _field(default: Any, **metadata: Any) -> Any:
 class ResNet(nn.Module):
     """A residual network: stem, stages of 64, 128, 256, ... channels, global pooling, dense layer.
 
-    Call it as ``model.apply(variables, images, train=True, mutable=["batch_stats"])``.
+    Call it as ``model.apply(variables, images, train=True, mutable=["batch_stats"])``. Fields that
+    are not listed are those of `Block` and `BatchNorm`.
 
     Attributes:
         stage_sizes: number of blocks in each stage.
@@ -74,18 +75,11 @@ class ResNet(nn.Module):
         stem: "imagenet" (7x7, stride 2, then 3x3 max pool, stride 2), "cifar" (3x3, stride 1), or
             "small" (3x3, stride 1, then 3x3 max pool, stride 2).
         channels: of the stem and the first stage; each further stage has twice as many.
-        width_multiplier: see `Block`.
-        stride_first: see `Block`.
-        preactivation: see `Block`.
-        zero_init_residual: see `Block`.
-        dropout_rate: see `Block`.
         stochastic_depth_rate: the last block's rate; it grows linearly from 0 at the first.
         conv_init: initialiser of the convolutions' kernels.
         dense_init: initialiser of the dense layer's kernel.
         frozen_stages: the first parts that stay in eval mode in training: 1 the stem, 2 the first
             stage too, and so on. `resnet_flax.training.recipes.freeze` keeps their parameters.
-        momentum: see `BatchNorm`.
-        epsilon: see `BatchNorm`.
         dtype: dtype of the computation; logits come back in float32 at least.
         param_dtype: dtype of parameters and running statistics.
 
