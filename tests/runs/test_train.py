@@ -43,22 +43,16 @@ def test_it_returns_what_it_trained(first_run):
     np.testing.assert_array_equal(logits, jax.jit(read.apply)(same, images))
 
 
-def check_same(run: resnet_flax.Run, first_run: resnet_flax.Run) -> None:
-    weights = ((each.folder / "model.safetensors").read_bytes() for each in (run, first_run))
-    assert next(weights) == next(weights)
-
-
-def test_in_a_thread_no_signal_is_touched(first_run, tmp_path):
-    before, found = signal.getsignal(signal.SIGINT), []
-    thread = threading.Thread(target=lambda: found.append(trained(tmp_path / "run")))
-    thread.start()
-    thread.join()
-    check_same(found[0], first_run)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_beside_a_running_event_loop_as_in_a_notebook(first_run, tmp_path):
-    async def cell() -> resnet_flax.Run:
+def test_in_a_thread_with_a_running_event_loop_it_does_the_same_and_touches_no_signal(
+    first_run, tmp_path
+):
+    async def cell() -> resnet_flax.Run:  # as in a notebook
         return trained(tmp_path / "run")
 
-    check_same(asyncio.run(cell()), first_run)
+    before, found = signal.getsignal(signal.SIGINT), []
+    thread = threading.Thread(target=lambda: found.append(asyncio.run(cell())))
+    thread.start()
+    thread.join()
+    weights = [(run.folder / "model.safetensors").read_bytes() for run in (first_run, found[0])]
+    assert weights[0] == weights[1]
+    assert signal.getsignal(signal.SIGINT) is before
