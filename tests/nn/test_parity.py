@@ -135,7 +135,11 @@ def test_a_to_d_with_winograds_convolution_wherever_it_can_be(
         check(found[level], TOLERANCES[dtype][level])
 
 
-@pytest.mark.parametrize("case", [RESIDUAL, STAGES[1], RESNET18_D2L], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [RESIDUAL, STAGES[1], pytest.param(RESNET18_D2L, marks=pytest.mark.slow)],
+    ids=lambda case: case.name,
+)
 def test_a_to_e_with_an_accelerators_formulations(
     case: Case, fashion_mnist: tuple[Dataset, Dataset]
 ) -> None:
