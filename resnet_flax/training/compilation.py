@@ -24,10 +24,16 @@ class Programs:
     disturb it: side by side D2L's three took an H100 78 s, the first alone 13 s. So there all are
     made first, one after the other; a program that it refuses stops the run before it trains.
 
-    Use it in a ``with`` statement: at its end nothing is being compiled any more.
+    Use it in a ``with`` statement: at its end nothing is being compiled any more. What waits until
+    there is no more use for it, as when a run is asked to stop, is never begun: ``wanted`` tells.
     """
 
-    def __init__(self, lower: Mapping[Hashable, Callable[[], jax.stages.Lowered]]) -> None:
+    def __init__(
+        self,
+        lower: Mapping[Hashable, Callable[[], jax.stages.Lowered]],
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._wanted = wanted
         (first, lower_first), *self._others = lower.items()
         self._compiling: dict[Hashable, Future[jax.stages.Compiled]] = {}
         self._background = ThreadPoolExecutor(1)
@@ -48,7 +54,8 @@ class Programs:
             self._compile_others()
             self._compiled[name] = self._compiling[name].result()
         result = self._compiled[name](*arguments)
-        self._compile_others()
+        if self._wanted():
+            self._compile_others()
         return result
 
     def _compile_others(self) -> None:
@@ -68,6 +75,7 @@ def compile_programs(
     image_size: int,
     flip: bool,
     step_options: Mapping[str, Any],
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Programs:
     """Compiles `train_steps` for each shape of the batches, and the evaluation, ahead of time.
 
@@ -82,6 +90,7 @@ def compile_programs(
         image_size: height and width the images are resized to, in pixels.
         flip: evaluate each image with its mirror image.
         step_options: of `resnet_flax.training.train_step`, but for ``image_size``.
+        wanted: whether further programs are still of use.
     """
     everywhere = replicated(mesh)  # left to itself, the compiler might split the state
     train = jax.jit(
@@ -110,4 +119,4 @@ def compile_programs(
     }
     weights = batch((test_batch,), jnp.float32)
     lower[EVALUATION] = partial(test.lower, state, metrics, test_set, batch((test_batch,)), weights)
-    return Programs(lower)
+    return Programs(lower, wanted)

@@ -96,6 +96,7 @@ def fit(
             image_size=job.image_size,
             flip=job.flip,
             step_options=job.step_options,
+            wanted=lambda: interruption.requested is None,
         )
     with interruption.deferred(), programs:
         while position.epoch <= job.epochs:

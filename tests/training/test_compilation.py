@@ -70,6 +70,14 @@ def test_the_first_is_ready_and_the_others_follow_one_by_one():
     assert len({thread for _, thread in compiled[1:]}) == 1  # which does one after the other
 
 
+def test_nothing_more_is_compiled_for_a_run_that_is_asked_to_stop():
+    compiled = []
+    lower = {name: lambda name=name: Lowered(name, compiled) for name in ("first", "second")}
+    with Programs(lower, wanted=lambda: False) as programs:
+        assert programs("first") == "first"
+    assert [name for name, _ in compiled] == ["first"]
+
+
 def test_an_accelerator_has_all_programs_before_its_first_step(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
     compiled = []
