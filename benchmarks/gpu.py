@@ -31,7 +31,6 @@ RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 SECTIONS = ("job", "throughput", "kernels")
 STEPS = 8  # in a program
 WARM_UP, ROUNDS = 2, 3
-JAX = ("resnet_flax", "plain Flax")
 TORCH = {"PyTorch eager": None, "PyTorch reduce-overhead": "reduce-overhead"}
 TORCH |= {"PyTorch max-autotune": "max-autotune"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")

@@ -1,6 +1,6 @@
 """The compiled programs of a run: which there are, and which are made when."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from resnet_flax.machine.devices import batch_sharding, replicate, replicated
 from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.step import Images, TrainState, eval_by_index, train_steps
+from resnet_flax.training.step import Images, TrainState, eval_by_index, train_steps, whole_share
 
 EVALUATION = "evaluation"
 
@@ -68,8 +68,8 @@ def compile_programs(
     state: TrainState,
     train_set: Images,
     test_set: Images,
-    shapes: Mapping[tuple[int, ...], None],
-    test_batch: int,
+    shapes: Iterable[tuple[int, ...]],
+    batch_size: int,
     *,
     mesh: Mesh,
     image_size: int,
@@ -85,7 +85,8 @@ def compile_programs(
         test_set: the test set.
         shapes: (S, B), steps in a call and images in a step; the first to be used first. They are
             the programs' names.
-        test_batch: images in a step of the evaluation, whose name is `EVALUATION`.
+        batch_size: images at a time in `resnet_flax.training.evaluate`, whose program's name is
+            `EVALUATION`.
         mesh: the devices.
         image_size: height and width the images are resized to, in pixels.
         flip: evaluate each image with its mirror image.
@@ -117,6 +118,7 @@ def compile_programs(
         shape: partial(train.lower, state, metrics, train_set, batch(shape), count)
         for shape in shapes
     }
-    weights = batch((test_batch,), jnp.float32)
-    lower[EVALUATION] = partial(test.lower, state, metrics, test_set, batch((test_batch,)), weights)
+    share = (whole_share(batch_size, mesh),)
+    indices, weights = batch(share), batch(share, jnp.float32)
+    lower[EVALUATION] = partial(test.lower, state, metrics, test_set, indices, weights)
     return Programs(lower, wanted)

@@ -18,7 +18,7 @@ from resnet_flax.training.compilation import EVALUATION, compile_programs
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import EpochResult, Position
 from resnet_flax.training.progress import Progress
-from resnet_flax.training.step import Images, TrainState, evaluate, whole_share
+from resnet_flax.training.step import Images, TrainState, evaluate
 
 Event = Callable[[TrainState, Position], None]
 # An accelerator gets several steps at once, so that it need not wait for the host; a CPU loses its
@@ -90,8 +90,8 @@ def fit(
             state,
             job.train_set,
             job.test_set,
-            dict.fromkeys(stack.shape for stack, _ in calls),
-            whole_share(sizes[0], job.mesh),
+            (stack.shape for stack, _ in calls),
+            sizes[0],
             mesh=job.mesh,
             image_size=job.image_size,
             flip=job.flip,
