@@ -43,7 +43,10 @@ def traced(function, *arguments, **options):
 PIXELS = integers(4, 6, 6, 3, dtype=jnp.uint8)
 FUNCTIONS = {
     "add_bias": (operations.add_bias, [floats(4, 6, 6, 3), floats(3)]),
-    "augment": (partial(preprocessing.augment, shift=1, flip=True), [KEY, floats(4, 6, 6, 3)]),
+    "augment": (
+        partial(preprocessing.augment, shift=1, flip=True, erase=0.5),
+        [KEY, floats(4, 6, 6, 3)],
+    ),
     "batch_normalize": (
         partial(operations.batch_normalize, epsilon=1e-5),
         [floats(4, 3), floats(3), floats(3)],

@@ -32,6 +32,7 @@ class Recipe:
         label_smoothing: share of each label spread over all classes (Szegedy et al., 2016).
         shift: pixels by which training images are moved at most, along each axis.
         flip: mirror half of the training images, and average each test image with its mirror image.
+        erase: share of the training images in which a rectangle becomes noise (Zhong et al., 2017).
         average_decay: weight of the past in the running average of parameters and statistics that
             is evaluated and saved; 0 for none.
     """
@@ -49,6 +50,7 @@ class Recipe:
     label_smoothing: float = 0.0
     shift: int = 0
     flip: bool = False
+    erase: float = 0.0
     average_decay: float = 0.0
 
     def defaults(self) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class Recipe:
 
     def step_options(self) -> dict[str, Any]:
         """Keyword arguments of `resnet_flax.training.train_step`."""
-        names = ("label_smoothing", "shift", "flip", "average_decay")
+        names = ("label_smoothing", "shift", "flip", "erase", "average_decay")
         return {name: getattr(self, name) for name in names}
 
 

@@ -114,7 +114,7 @@ def _initialize(model: nn.Module, seed: int, *, channels: int) -> Any:
 
 @partial(
     jax.jit,
-    static_argnames=("image_size", "label_smoothing", "shift", "flip", "average_decay"),
+    static_argnames=("image_size", "label_smoothing", "shift", "flip", "erase", "average_decay"),
     donate_argnames="state",
 )
 def train_step(
@@ -127,6 +127,7 @@ def train_step(
     label_smoothing: float = 0.0,
     shift: int = 0,
     flip: bool = False,
+    erase: float = 0.0,
     average_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One step of the optimiser on the cross-entropy's mean over the batch (D2L, `train_ch6`).
@@ -140,6 +141,7 @@ def train_step(
         label_smoothing: share of each label spread over all classes.
         shift: pixels by which an image is moved at random at most, along each axis.
         flip: mirror half of the images, at random.
+        erase: share of the images in which a rectangle becomes noise.
         average_decay: weight of the past in the state's running average, where it keeps one.
 
     Returns:
@@ -151,7 +153,7 @@ def train_step(
     check_examples(images, labels)
     inputs = prepare_images(images, image_size)
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    inputs = augment(jax.random.fold_in(key, 1), inputs, shift=shift, flip=flip)
+    inputs = augment(jax.random.fold_in(key, 1), inputs, shift=shift, flip=flip, erase=erase)
 
     def loss_function(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
         logits, updates = state.apply_fn(

@@ -27,7 +27,8 @@ def images(count: int = 64) -> np.ndarray:
 
 def test_d2l_does_not_touch_the_images():
     before = images()
-    np.testing.assert_array_equal(augment(jax.random.key(0), before), before)
+    options = {name: getattr(D2L, name) for name in ("shift", "flip", "erase")}
+    np.testing.assert_array_equal(augment(jax.random.key(0), before, **options), before)
 
 
 def test_each_image_is_a_shifted_and_perhaps_mirrored_copy():
@@ -50,6 +51,49 @@ def test_each_image_is_a_shifted_and_perhaps_mirrored_copy():
         assert len(found) == 1
         seen.add(found[0])
     assert len(seen) > 12  # of 18
+
+
+def erased(share: float, before: np.ndarray) -> np.ndarray:
+    """Where erasing, after a shift and a mirror image, changed something: (N, H, W, C)."""
+
+    @jax.jit
+    def both(key, x):
+        options = {"shift": 1, "flip": True}
+        return augment(key, x, **options), augment(key, x, erase=share, **options)
+
+    kept, after = map(np.asarray, both(jax.random.key(0), before))
+    changed = kept != after
+    noise = after[changed]
+    assert noise.min() >= 0
+    assert noise.max() <= 1
+    assert noise.mean() == pytest.approx(0.5, abs=0.02)
+    assert noise.std() == pytest.approx(12**-0.5, abs=0.02)
+    return changed
+
+
+def test_what_is_erased_is_a_rectangle_of_noise_within_the_bounds():
+    height, width = 12, 20
+    before = np.full((500, height, width, 3), -1, np.float32)  # noise is never as dark
+    changed = erased(1.0, before)
+    np.testing.assert_array_equal(changed.all(-1), changed.any(-1))
+    rows, columns = changed.any((2, 3)), changed.any((1, 3))
+    np.testing.assert_array_equal(changed[..., 0], rows[:, :, None] & columns[:, None])
+    for line in (rows, columns):  # one piece
+        assert (np.diff(line, prepend=False, append=False, axis=1).sum(1) == 2).all()
+        assert line.any(0).all()
+        assert line[:, 0].mean() == pytest.approx(line[:, -1].mean(), abs=0.1)
+    h, w = rows.sum(1), columns.sum(1)
+    assert ((h + 0.5) * (w + 0.5) >= 0.02 * height * width).all()  # sides are rounded
+    assert ((h - 0.5) * (w - 0.5) <= 0.4 * height * width).all()
+    assert ((h - 0.5) / (w + 0.5) <= 1 / 0.3).all()
+    assert ((h + 0.5) / (w - 0.5) >= 0.3).all()
+    assert np.mean(h * w) / (height * width) == pytest.approx(0.2, abs=0.03)
+    assert np.mean(h > w) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_share_of_the_images_is_erased_and_the_others_keep_their_bits():
+    changed = erased(0.5, images(1000))
+    assert changed.any((1, 2, 3)).mean() == pytest.approx(0.5, abs=0.06)
 
 
 def test_one_cycle_rises_and_falls_to_nearly_nothing():
