@@ -32,12 +32,12 @@ class TrainConfig:
     image_size: int = _flag(
         "height and width that images are resized to, in pixels", at_least=1, at_most=1024
     )
-    model: str = _flag("network", choices=tuple(ARCHITECTURES))
-    flavour: str = _flag("whose network: d2l, or torchvision", choices=tuple(FLAVOURS))
+    model: str = _flag("network", choices=ARCHITECTURES)
+    flavour: str = _flag("whose network: d2l, or torchvision", choices=FLAVOURS)
     recipe: str = _flag(
         "how to train, and the defaults of the flags above: d2l as the book, fast, best",
         "d2l",
-        choices=tuple(RECIPES),
+        choices=RECIPES,
     )
     dataset: str = _flag(
         "fashion_mnist; another TFDS set of images by class, such as cifar10; or folder:PATH with "
