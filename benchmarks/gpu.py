@@ -1,8 +1,8 @@
 """The whole job and the training step on one GPU, beside plain Flax and PyTorch, in one run.
 
 ``python -m benchmarks.gpu`` takes less than eight minutes, needs nothing beyond the library's own
-packages and PyTorch, and leaves ``benchmarks/results/gpu.json``: a JSON line for each figure, with
-the device, the versions and the commit. Then it prints them as tables.
+packages and PyTorch, and keeps a table of each of three things in ``benchmarks/results``, with all
+that was measured.
 
 * The job: ``train.py --epochs N`` with an empty cache of compiled programs, and once more with what
   the first left there; its parts by the lines that it prints.
@@ -14,7 +14,6 @@ the device, the versions and the commit. Then it prints them as tables.
 import argparse
 import collections
 import gzip
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -26,14 +25,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
+from benchmarks.tables import RESULTS, ROOT, Table, machine, versions
+
 SECTIONS = ("job", "throughput", "kernels")
 STEPS = 8  # in a program
 WARM_UP, ROUNDS = 2, 3
 TORCH = {"PyTorch eager": None, "PyTorch reduce-overhead": "reduce-overhead"}
 TORCH |= {"PyTorch max-autotune": "max-autotune"}
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
 KINDS = {
     "memory": ("memcpy", "memset"),
     "layout": ("nchwto", "nhwcto", "tonhwc", "tonchw", "transpose"),
@@ -69,7 +67,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=460, help="for all (default: 460)")
     parser.add_argument("--epochs", type=int, default=10, help="of the job (default: 10)")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on any machine")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the tables' folder")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -80,27 +78,29 @@ def main() -> None:
         print("benchmarks.gpu: no GPU that JAX can use: --tiny rehearses here", file=sys.stderr)
         sys.exit(2)
     until = time.perf_counter() + options.seconds
-    about = {"device": device or "cpu", "commit": commit(), "versions": versions()}
-    rows = []
+    print(device or machine(), json.dumps(versions()), flush=True)
+    rows: dict[str, list[Case]] = {section: [] for section in SECTIONS}
 
-    def note(row: Case) -> None:
-        rows.append({**row, **about})
-        print(json.dumps(rows[-1]), flush=True)
+    def note(section: str, row: Case) -> None:
+        rows[section].append(row)
+        print(json.dumps(row), flush=True)
 
     if "throughput" in options.only:
         for case in CASES[:1] if options.tiny else CASES[:4]:
-            note(run_case(case, until, options.tiny))
+            note("throughput", run_case(case, until, options.tiny))
     if "kernels" in options.only:
-        note(run_case({**CASES[0], "trace": True}, until, options.tiny))
+        note("kernels", run_case({**CASES[0], "trace": True}, until, options.tiny))
     if "job" in options.only:
         for row in run_job(options.epochs, options.tiny):
-            note(row)
+            note("job", row)
     if "throughput" in options.only and not options.tiny:
         for case in CASES[4:]:
-            note(run_case(case, until, options.tiny))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print("\n" + as_tables(rows))
+            note("throughput", run_case(case, until, options.tiny))
+    for section, (name, as_table) in TABLES.items():
+        if rows[section]:
+            print()
+            path = options.output / f"{name}.json"
+            as_table(rows[section]).keep(path, machine=device or machine(), measured=rows[section])
 
 
 def run_case(case: Case, until: float, tiny: bool) -> Case:
@@ -368,57 +368,57 @@ def device_name() -> str | None:
     return kind if platform in ("gpu", "cuda", "rocm") else None
 
 
-def commit() -> str:
-    """The commit that is measured; empty where there is none."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+def network(row: Case) -> str:
+    """What is trained: the heading of a column."""
+    return f"{row['model']}, {row['batch']} of {row['size']}x{row['size']}, {row['dtype']}"
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that matter, and Python's."""
-    found = {"python": sys.version.split()[0]}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def as_tables(rows: list[Case]) -> str:
-    """The figures in Markdown."""
-    lines = [
-        rows[0]["device"] + ", " + ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items())
-    ]
-    jobs = [row for row in rows if "job" in row]
-    if jobs:
-        names = list(jobs[0]["parts"])
-        lines += ["", f"| job | {' | '.join(names)} | whole, s |", "|---" * (len(names) + 2) + "|"]
-        for row in jobs:
-            parts = " | ".join(str(row["parts"].get(name, "")) for name in names)
-            failed = f", failed with exit code {row['exit_code']}" if row["exit_code"] else ""
-            lines.append(f"| {row['job']}{failed} | {parts} | {row['seconds']} |")
-    lines += [
-        "",
-        "| network, batch, pixels, dtype | contender | images/s | range |",
-        "|---|---|---|---|",
-    ]
+def throughput_table(rows: list[Case]) -> Table:
+    """Images per second, the median and the range, or why there are none."""
+    cells = {}
     for row in rows:
-        if "contender" in row and not row.get("trace"):
-            figures = (
-                f"{row.get('images_per_second', row.get('left_out'))} | {row.get('range', '')}"
-            )
-            case = f"{row['model']}, {row['batch']}, {row['size']}, {row['dtype']}"
-            lines.append(f"| {case} | {row['contender']} | {figures} |")
-    for row in rows:
-        if "kernels" in row:
-            kinds = ", ".join(f"{kind} {value}" for kind, value in row["kernels"]["kinds"].items())
-            lines += [
-                "",
-                f"Kernels, microseconds a step: {row['kernels']['microseconds']} ({kinds})",
-            ]
-    return "\n".join(lines)
+        figures = row.get("left_out", "")
+        if "range" in row:
+            low, high = row["range"]
+            figures = f"{row['images_per_second']:,} ({low:,}-{high:,})"
+        cells[row["contender"], network(row)] = figures
+    networks = dict.fromkeys(map(network, rows))
+    table = Table("images/s", *networks)
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        table.add(contender, *(cells.get((contender, each), "") for each in networks))
+    return table
 
+
+def kernels_table(rows: list[Case]) -> Table:
+    """Microseconds of a step by kind of kernel, or why there are none."""
+    (row,) = rows
+    table = Table(f"kernels, {network(row)}", "microseconds a step")
+    if "left_out" in row:
+        table.add("all", row["left_out"])
+        return table
+    for kind, value in row["kernels"]["kinds"].items():
+        table.add(kind, str(value))
+    table.add("all", str(row["kernels"]["microseconds"]))
+    return table
+
+
+def job_table(rows: list[Case]) -> Table:
+    """Seconds of the job and of its parts."""
+    names = list(rows[0]["parts"])
+    table = Table("job", *names, "whole, s")
+    for row in rows:
+        failed = f", failed with exit code {row['exit_code']}" if row["exit_code"] else ""
+        parts = (str(row["parts"].get(name, "")) for name in names)
+        table.add(row["job"] + failed, *parts, str(row["seconds"]))
+    return table
+
+
+# Section -> its file, and how its figures become a table.
+TABLES = {
+    "throughput": ("gpu", throughput_table),
+    "kernels": ("gpu_kernels", kernels_table),
+    "job": ("gpu_job", job_table),
+}
 
 if __name__ == "__main__":
     main()

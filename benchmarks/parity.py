@@ -1,16 +1,19 @@
 """The largest difference from PyTorch at each of the five levels of `tests/parity.py`.
 
-``python -m benchmarks.parity`` prints the README's table: for each module and dtype the norm of the
+``python -m benchmarks.parity`` makes the README's table: for each module and dtype the norm of the
 difference of the tensor that is furthest off, as a share of its layer's norm. Random images of
 33x33 pixels in batches of 2; for SGD, 20 steps on batches of 8 images of Fashion-MNIST, at a rate
 of 0.05. In whole networks float32, and in deep ones float64 too, steps of that size amplify any
 rounding, PyTorch's own as well: there the rate is 1e-6, marked with a star.
 """
 
+import argparse
+
 import jax
 import numpy as np
 import torch
 
+from benchmarks.tables import Table, output_flag
 from resnet_flax.data import Dataset, load_fashion_mnist
 from resnet_flax.machine.runtime import configure_runtime
 from tests.support.parity import (
@@ -57,18 +60,24 @@ def amplifies(case: Case, dtype: str) -> bool:
 
 
 def main() -> None:
-    """Prints the table in Markdown."""
+    """Prints the table and keeps it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    output_flag(parser, "parity")
+    options = parser.parse_args()
+
     configure_runtime()
     torch.set_num_threads(1)
     cases = {case.name: case for case in [*BLOCKS, *STAGES, *NETWORKS]}
-    print(f"| jax {jax.__version__}, torch {torch.__version__} |", " | ".join(LEVELS.values()), "|")
-    print("|---" * (1 + len(LEVELS)) + "|")
+    table = Table(f"jax {jax.__version__}, torch {torch.__version__}", *LEVELS.values())
     for name in SHOWN:
         for dtype in DTYPES:
             found = largest_differences(cases[name], dtype)
-            figures = " | ".join(f"{found[level]:.0e}" for level in LEVELS)
-            star = "*" if amplifies(cases[name], dtype) else ""
-            print(f"| {name}, {dtype} | {figures}{star} |", flush=True)
+            figures = [f"{found[level]:.0e}" for level in LEVELS]
+            figures[-1] += "*" if amplifies(cases[name], dtype) else ""
+            table.add(f"{name}, {dtype}", *figures)
+    table.keep(options.output)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import os
 import re
 from functools import partial
 
+from benchmarks.tables import Table, output_flag
+
 DEVICES = 8
 BYTES = {"f32": 4, "s32": 4}
 SMALL = 100_000  # bytes; below, an all-reduce takes its latency
@@ -57,7 +59,7 @@ def count_all_reduces(model_name: str, image_size: int) -> list[int]:
 
 
 def main() -> None:
-    """Prints the table in Markdown."""
+    """Prints the table and keeps it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,14 +69,15 @@ def main() -> None:
     parser.add_argument("--images-per-second", type=float, default=3000, help="of one device")
     parser.add_argument("--bandwidth", type=float, default=50, help="of each device, GB/s")
     parser.add_argument("--latency", type=float, default=10, help="of a message, microseconds")
+    output_flag(parser, "scaling")
     options = parser.parse_args()
 
     sizes = count_all_reduces(options.model, options.image_size)
     small, large = [s for s in sizes if s < SMALL], [s for s in sizes if s >= SMALL]
     print(f"{options.model}: {len(small)} all-reduces of {sum(small) / 1e3:.0f} kB together, and")
     print(f"{len(large)} of {sum(large) / 1e6:.0f} MB together\n")
-    print("| devices | compute, ms | gradients, ms | small all-reduces, ms | efficiency |")
-    print("|---|---|---|---|---|")
+    columns = ("compute, ms", "gradients, ms", "small all-reduces, ms", "efficiency")
+    table = Table("devices", *columns)
     compute = options.batch_size / options.images_per_second
     for devices in (1, 8, 64, 512):
         gradients = 2 * (devices - 1) / devices * sum(large) / (options.bandwidth * 1e9)
@@ -82,8 +85,9 @@ def main() -> None:
             len(small) * 2 * math.log2(devices) * options.latency * 1e-6
         )  # a tree, up and down
         share = compute / (compute + gradients + latency)
-        figures = " | ".join(f"{1e3 * seconds:.1f}" for seconds in (compute, gradients, latency))
-        print(f"| {devices} | {figures} | {share:.0%} |")
+        figures = (f"{1e3 * seconds:.1f}" for seconds in (compute, gradients, latency))
+        table.add(f"{devices}", *figures, f"{share:.0%}")
+    table.keep(options.output)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.tables import Table, output_flag
+
 TRAIN = Path(__file__).parents[1] / "train.py"
 READY = "compiled in "  # what it says when it begins to train
 
@@ -37,20 +39,23 @@ def time_start(recipe: str, cache: str) -> float:
 
 
 def main() -> None:
-    """Prints the table in Markdown."""
+    """Prints the table and keeps it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipes", nargs="+", default=["d2l", "fast"])
     parser.add_argument("--repeat", type=int, default=7)
+    output_flag(parser, "start_up")
     options = parser.parse_args()
-    print("| recipe | first start, s | later starts, s (median, range) |\n|---|---|---|")
+    table = Table("recipe", "first start, s", "later starts, s (median, range)")
     for recipe in options.recipes:
         with tempfile.TemporaryDirectory() as cache:
             first = time_start(recipe, cache)
             later = [time_start(recipe, cache) for _ in range(options.repeat)]
         median = statistics.median(later)
-        print(f"| {recipe} | {first:.1f} | {median:.1f} ({min(later):.1f}-{max(later):.1f}) |")
+        spread = f"{median:.1f} ({min(later):.1f}-{max(later):.1f})"
+        table.add(recipe, f"{first:.1f}", spread)
+    table.keep(options.output)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ with the same settings of the C library's allocator and the same number of threa
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from benchmarks.tables import Table, machine, output_flag, versions
 from resnet_flax.machine.runtime import BARRIER_FLAG, YNNPACK_FLAG
 from resnet_flax.nn.resnet import build_model
 from resnet_flax.nn.summary import summarize
@@ -83,7 +82,7 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Prints the table in Markdown."""
+    """Prints the table and keeps it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -93,6 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=3, help="training steps in a turn")
     parser.add_argument("--only", nargs="*", default=(), help="names that contain one of these")
+    output_flag(parser, "throughput")
     options = parser.parse_args()
 
     contenders = CONTENDERS
@@ -120,22 +120,22 @@ def main() -> None:
     multiply_adds = sum(row.multiply_adds for row in summarize(build_model(options.model), side))
     roof = gigaflops * 1e9 / (3 * 2 * multiply_adds)
     print(f"{options.model}, batches of {options.batch_size} images, {side}x{side} pixels")
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch"))
-    machine = f"{os.cpu_count()} cores, {platform.machine()}"
-    print(f"{machine}; Python {platform.python_version()}, {libraries}")
-    print("\n| | train, images/s | ours is | share | end to end | first step after, s | peak GiB |")
-    print("|---|---|---|---|---|---|---|")
-    ours = [answer["train"] for answer in answers[contenders[0].name][:-1]]
+    print(f"{machine()}; {', '.join(' '.join(each) for each in versions().items())}\n")
+    columns = ("images/s", "ours is", "end to end", "first step after, s", "peak GiB")
+    table = Table(f"{side}x{side} pixels", *columns)
+    rates = {name: [row["train"] for row in rows[:-1]] for name, rows in answers.items()}
+    ours = rates[contenders[0].name]
     for name, rows in answers.items():
-        *turns, last = rows
-        rates = [row["train"] for row in turns]
-        ratios = [a / b for a, b in zip(ours, rates, strict=True)]
+        ratios = [a / b for a, b in zip(ours, rates[name], strict=True)]
         ratio = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
-        share = statistics.median(rates) / roof
-        print(f"| {name} | {spread(rates)} | {ratio} | {share:.0%} | {last['both']:.1f} |", end="")
-        print(f" {ready[name]:.1f} | {last['peak']:.1f} |")
-    print(f"\nThe share is of {gigaflops:.0f} GFLOP/s, a product of 4096x4096 matrices in PyTorch;")
-    print(f"an image takes {gigaflops / roof:.2f} GFLOP, thrice the forward convolutions'.")
+        last = (rows[-1]["both"], ready[name], rows[-1]["peak"])
+        ratio = "" if rates[name] is ours else ratio
+        table.add(name, spread(rates[name]), ratio, *(f"{each:.1f}" for each in last))
+    share = statistics.median(ours) / roof
+    print(f"\n{contenders[0].name} runs at {share:.0%} of {gigaflops:.0f} GFLOP/s, a product of")
+    print(f"4096x4096 matrices in PyTorch; an image takes {gigaflops / roof:.2f} GFLOP, thrice the")
+    print("forward convolutions'.")
+    table.keep(options.output)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.tables import Table, output_flag
 from benchmarks.throughput import CONTENDERS, ask, start
 
 TARGET = 0.909
@@ -44,13 +45,14 @@ def run_fast(seed: int, epochs: int) -> tuple[float | None, float, float]:
 
 
 def main() -> None:
-    """Prints the runs, and a table in Markdown."""
+    """Prints the runs, and a table that it keeps."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10, help="of the recipe fast")
     parser.add_argument("--steps", type=int, default=24, help="of D2L's recipe")
+    output_flag(parser, "time_to_accuracy")
     options = parser.parse_args()
 
     d2l = argparse.Namespace(model="resnet18", batch_size=256, image_size=96)
@@ -65,16 +67,19 @@ def main() -> None:
     runs = [run_fast(seed, options.epochs) for seed in options.seeds]
 
     theirs = ten_epochs[CONTENDERS[-1].name]
-    print(f"\n| | seconds to {TARGET} | PyTorch takes | accuracy at the end | seconds to the end |")
-    print("|---|---|---|---|---|")
+    print()
+    columns = ("PyTorch takes", "accuracy at the end", "seconds to the end")
+    table = Table("", f"seconds to test accuracy {TARGET}", *columns)
     for name, seconds in ten_epochs.items():
-        print(f"| d2l, {name} (extrapolated) | {seconds:.0f} | {theirs / seconds:.1f}x | | |")
+        ratio = f"{theirs / seconds:.1f}x"
+        table.add(f"d2l, {name} (extrapolated)", f"{seconds:.0f}", ratio, "", "")
     for seed, (reached, seconds, accuracy) in zip(options.seeds, runs, strict=True):
-        figures = f"{reached:.0f} | {theirs / reached:.1f}x" if reached else "never | -"
-        print(f"| fast, seed {seed} | {figures} | {accuracy:.3f} | {seconds:.0f} |")
+        when = (f"{reached:.0f}", f"{theirs / reached:.1f}x") if reached else ("never", "")
+        table.add(f"fast, seed {seed}", *when, f"{accuracy:.3f}", f"{seconds:.0f}")
     accuracies = [accuracy for _, _, accuracy in runs]
     mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
     print(f"\nfast, {options.epochs} epochs: {mean:.4f} mean, {low:.3f} to {high:.3f}")
+    table.keep(options.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The same six tasks in four libraries: lines of code, and whether they run.
 
-``python -m benchmarks.ease`` prints the table of ``docs/comparison.md``. A library that this
+``python -m benchmarks.ease`` makes the table of ``docs/comparison.md``. A library that this
 interpreter lacks runs with another: ``--python keras_hub=PATH flaxmodels=PATH``.
 
 A line is a line of code as ``ruff format`` lays it out, imports included; comments, blank lines and
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.tables import Table, output_flag
 from tests.support.torch_reference import TorchvisionResNet, randomise_norms
 
 HERE = Path(__file__).parent
@@ -46,18 +47,18 @@ def count(library: str) -> list[Task]:
     return tasks
 
 
-def table() -> str:
-    """The table of lines and, in brackets, statements, in Markdown."""
+def count_all() -> Table:
+    """The table of lines and, in brackets, statements."""
     tasks = {library: count(library) for library in LIBRARIES}
-    rows = [["task", *LIBRARIES], ["---"] * (1 + len(LIBRARIES))]
+    table = Table("task", *LIBRARIES)
     for row in zip(*tasks.values(), strict=True):
-        rows.append([row[0].name, *(f"{task.lines} ({task.statements})" for task in row)])
+        table.add(row[0].name, *(f"{task.lines} ({task.statements})" for task in row))
     sums = [
         f"{sum(task.lines for task in each)} ({sum(task.statements for task in each)})"
         for each in tasks.values()
     ]
-    rows.append(["together", *sums])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    table.add("together", *sums)
+    return table
 
 
 def make_given(folder: Path) -> None:
@@ -92,12 +93,15 @@ def run(library: str, python: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Prints the table, and how each script fared."""
+    """Prints the table and keeps it, and prints how each script fared."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--python", nargs="*", default=[], metavar="LIBRARY=PATH")
-    pythons = dict(each.split("=") for each in parser.parse_args().python)
+    output_flag(parser, "ease")
+    options = parser.parse_args()
+    pythons = dict(each.split("=") for each in options.python)
 
-    print(table())
+    count_all().keep(options.output)
+    print()
     with tempfile.TemporaryDirectory() as folder:
         make_given(Path(folder))
         for library in LIBRARIES:

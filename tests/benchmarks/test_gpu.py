@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import as_tables
+from benchmarks.gpu import TABLES, job_table, kernels_table, throughput_table
+from benchmarks.tables import RESULTS
 from tests.support.snippets import ROOT
 
-ABOUT = {"device": "GPU", "commit": "abc", "versions": {"jax": "1"}}
 CASE = {"model": "resnet18", "dtype": "float32", "batch": 8, "size": 32, "contender": "plain Flax"}
 
 
@@ -26,29 +26,44 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 def test_what_is_left_out_or_failed_stands_in_the_table() -> None:
-    rows = [
-        {**CASE, **ABOUT, "left_out": "no time left"},
-        {**ABOUT, "job": "cold", "parts": {"compile": 2.0}, "seconds": 9.0, "exit_code": 1},
+    left_out = {**CASE, "left_out": "no time left"}
+    other = {**CASE, "dtype": "bfloat16", "contender": "resnet_flax"}
+    measured = {**other, "images_per_second": 1234, "range": [999, 2000]}
+    table = throughput_table([left_out, measured])
+    assert table.columns == ["images/s", "resnet18, 8 of 32x32, float32", table.columns[2]]
+    assert table.rows == [
+        ["plain Flax", "no time left", ""],
+        ["resnet_flax", "", "1,234 (999-2,000)"],
     ]
-    text = as_tables(rows)
-    assert "| resnet18, 8, 32, float32 | plain Flax | no time left |  |" in text
-    assert "| cold, failed with exit code 1 | 2.0 | 9.0 |" in text
+    assert kernels_table([left_out]).rows == [["all", "no time left"]]
+    failed = {"job": "cold", "parts": {"compile": 2.0}, "seconds": 9.0, "exit_code": 1}
+    assert job_table([failed]).rows == [["cold, failed with exit code 1", "2.0", "9.0"]]
 
 
-def test_the_kept_figures_are_what_the_readme_says() -> None:
+@pytest.mark.parametrize("section", ["throughput", "kernels"])
+def test_the_kept_tables_are_made_of_what_was_measured(section: str) -> None:
+    name, as_table = TABLES[section]
+    kept = json.loads((RESULTS / f"{name}.json").read_text())
+    table = as_table(kept["measured"])
+    assert (table.columns, table.rows) == (kept["columns"], kept["rows"])
+
+
+def test_the_readme_says_what_is_kept() -> None:
     readme = (ROOT / "README.md").read_text()
-    lines = (ROOT / "benchmarks" / "results" / "gpu.json").read_text().splitlines()
-    rates = [row["images_per_second"] for row in map(json.loads, lines) if "range" in row]
+    measured = json.loads((RESULTS / "gpu.json").read_text())["measured"]
+    rates = [row["images_per_second"] for row in measured if "range" in row]
     assert len(rates) == 6
     for rate in rates:
-        assert f" {rate:,} |" in readme
+        assert f"| {rate:,} (" in readme
 
 
 @pytest.mark.slow
 def test_a_rehearsal(tmp_path: Path) -> None:
-    output = tmp_path / "gpu.json"
-    done = run("--tiny", "--only", "throughput", "--output", str(output))
+    done = run("--tiny", "--only", "throughput", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    (row,) = map(json.loads, output.read_text().splitlines())
+    (output,) = tmp_path.iterdir()
+    kept = json.loads(output.read_text())
+    (row,) = kept["measured"]
     assert row["images_per_second"] > 0
-    assert {"device", "commit", "versions", "range"} <= row.keys()
+    assert "range" in row
+    assert {"machine", "commit", "versions", "rows"} <= kept.keys()
