@@ -69,15 +69,24 @@ def output_flag(parser: argparse.ArgumentParser, name: str) -> None:
 def origin() -> dict[str, Any]:
     """What made a table: the command, where and with what it ran, and when."""
     command = re.sub(r" --output \S+", "", shlex.join(["python", *sys.orig_argv[1:]]))
-    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "commit": commit,
+        "commit": commit(),
         "machine": machine(),
         "versions": versions(),
     }
+
+
+def commit() -> str:
+    """The commit that is measured, "-dirty" if more than tables and pages has changed since."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("diff", "--name-only", "HEAD", "--", ".", ":!benchmarks/results", ":!*.md")
+    return git("rev-parse", "--short=7", "HEAD") + ("-dirty" if changed else "")
 
 
 def machine() -> str:
