@@ -93,7 +93,8 @@ def create_train_state(
     if num_classes := getattr(model, "num_classes", 0):
         check_label_range(labels, num_classes)
     if variables is None:
-        variables = _initialize(model, seed, channels=images.shape[-1])
+        within_jit = isinstance(jnp.zeros(()), jax.core.Tracer)  # which refuses compiler options
+        variables = (_init if within_jit else _compiled_init)(model, seed, images.shape[-1])
     else:  # a step gives the state's buffers away; the caller keeps its own
         variables = jax.tree.map(jnp.copy, dict(variables))
     state = TrainState.create(
@@ -107,9 +108,15 @@ def create_train_state(
     return state.replace(step=jnp.int32(0))  # an array, as after a step or a restore
 
 
-@partial(jax.jit, static_argnames=("model", "channels"))
-def _initialize(model: nn.Module, seed: int, *, channels: int) -> Any:
+def _init(model: nn.Module, seed: int, channels: int) -> Any:
     return model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, channels)))
+
+
+# LLVM takes 20 s of a CPU to optimise the random numbers of D2L's network, and 6 s at its first
+# level, for the same bits.
+_compiled_init = jax.jit(
+    _init, static_argnums=(0, 2), compiler_options={"xla_backend_optimization_level": 1}
+)
 
 
 @partial(
