@@ -6,6 +6,7 @@ PyTorch's ``num_batches_tracked`` has no counterpart here (it matters only to a 
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -154,7 +155,12 @@ def to_torch(
 def variable_shapes(model: Any, in_channels: int) -> dict[Leaf, jax.ShapeDtypeStruct]:
     """Shape and dtype of every leaf of the variables, without computing any."""
     images = jax.ShapeDtypeStruct((1, 32, 32, in_channels), jnp.float32)
-    return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
+    return flatten_dict(_init.eval_shape(model, jax.random.key(0), images))
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(model: Any, key: jax.Array, images: jax.Array) -> Any:
+    return model.init(key, images)  # JAX remembers the shapes of each model
 
 
 def _stem(leaves: Iterable[Leaf]) -> Leaf:
