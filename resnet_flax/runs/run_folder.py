@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from resnet_flax.errors import InputError, one_line, reason
+from resnet_flax.errors import InputError, reason
 from resnet_flax.inference.pretrained import CONFIG, LARGEST_CONFIG
 from resnet_flax.machine.files import whole_file
 from resnet_flax.runs.config import TrainConfig, as_json
@@ -30,11 +30,18 @@ def open_run(config: TrainConfig, network: Mapping[str, Any] | None = None) -> P
     Raises:
         InputError: when it cannot be written, holds another run, or has nothing to resume.
     """
-    folder = _resumed_folder(config) if config.resume else _new_folder(config)
+    new = config.run_dir or RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = _resumed_folder(config) if config.resume else new
+    try:
+        if not config.resume and (folder / CONFIG).exists():
+            mend = "add `resume` to go on with it, or name another"
+            raise InputError(f"`run_dir` {folder} holds a run already: {mend}")
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the run folder {folder}: {reason(error)}") from error
     content = {**as_json(config), "format": FORMAT, "network": network}
     with whole_file(folder / CONFIG) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    (folder / CHECKPOINTS).mkdir(exist_ok=True)
     return folder
 
 
@@ -46,18 +53,6 @@ def write_metrics(folder: Path, results: Sequence[EpochResult]) -> None:
     """
     with whole_file(folder / METRICS) as unfinished:
         unfinished.write_text("".join(json.dumps(row._asdict()) + "\n" for row in results))
-
-
-def _new_folder(config: TrainConfig) -> Path:
-    folder = config.run_dir or RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
-    try:
-        if (folder / CONFIG).exists():
-            mend = "add `resume` to go on with it, or name another"
-            raise InputError(f"`run_dir` {folder} holds a run already: {mend}")
-        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write the run folder {folder}: {reason(error)}") from error
-    return folder
 
 
 def _resumed_folder(config: TrainConfig) -> Path:
@@ -90,7 +85,7 @@ def _saved_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"nothing to resume: {folder} holds no run (no {CONFIG})") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot resume: {path} is unreadable: {one_line(error)[:200]}") from error
+        raise InputError(f"cannot resume: {path} is unreadable: {reason(error)}") from error
     if "format" not in saved and saved.get("recipe") in ("fast", "best"):
         # Version 0.1.0 trained these recipes' networks whatever model and flavour said.
         recipe = RECIPES[saved["recipe"]]
