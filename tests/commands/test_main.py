@@ -35,7 +35,10 @@ def arguments(monkeypatch):
     def set_arguments(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["/usr/bin/resnet-flax", *arguments])
 
-    return set_arguments
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield set_arguments
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 def test_help_lists_the_programs(arguments, capsys):
@@ -86,11 +89,16 @@ def test_a_program_runs(tmp_path):
         ),
     ],
 )
-def test_errors_name_the_command(given, line, tmp_path):
-    done = command(*given, folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(line)
-    assert done.stderr.count("\n") == 1
+def test_errors_name_the_command(given, line, arguments, capsys):
+    arguments(*given)
+    try:
+        code = main()
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr().err
+    assert code == 2
+    assert said.startswith(line)
+    assert said.count("\n") == 1
 
 
 def test_a_signal_in_the_imports_ends_it_quietly(tmp_path):

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from resnet_flax.commands.command_line import run_command
+from resnet_flax.commands.train import main
 from resnet_flax.inference.evaluate import evaluate
 from resnet_flax.inference.pretrained import read_pretrained
 from tests.support.image_files import write_classes
@@ -23,6 +25,14 @@ CLOSING_LINES = (
     r"loss \d+\.\d{3}, train acc [01]\.\d{3}, test acc [01]\.\d{3}\n"
     r"\d+\.\d examples/sec on (cpu|cuda:\d+)\n\Z"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    """Compiled programs are shared by this module's processes, and by nobody else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -169,15 +179,25 @@ def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, momen
         (["--recipe", "fast", "--init", "absent.safetensors"], "cannot read absent.safetensors"),
     ],
 )
-def test_bad_input_ends_in_one_line_and_leaves_nothing(tmp_path, arguments, words, fashion_mnist):
+def test_bad_input_ends_in_one_line_and_leaves_nothing(
+    tmp_path, arguments, words, fashion_mnist, monkeypatch, capsys
+):
     (tmp_path / "file").write_text("a file, where a folder should be")
-    process = train(tmp_path, *arguments)
-    assert process.returncode == 2
-    line = process.stderr.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    # The user's own cache stays as it is.
+    monkeypatch.setattr(sys.modules["resnet_flax.runs.train"], "keep_compiled_programs", int)
+    try:
+        code = run_command(main)
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr()
+    assert code == 2
+    line = said.err.splitlines()[-1]
     assert line.startswith("train.py: error: ")
     assert words in line
-    assert "Traceback" not in process.stderr
-    assert process.stdout == ""
+    assert "Traceback" not in said.err
+    assert said.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

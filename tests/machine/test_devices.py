@@ -1,6 +1,7 @@
 """A run on several devices, and in several processes, is the run on one."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from resnet_flax.runs.run_folder import CHECKPOINTS
+
 ROOT = Path(__file__).parents[2]
 
 
-def start(result: Path, devices: int, *processes: str, epochs: int = 2) -> subprocess.Popen[str]:
+def start(result: Path, devices: int, *processes: str) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.sharded_run", result, str(epochs), *processes],
+        [sys.executable, "-m", "tests.support.sharded_run", result, *processes],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
@@ -69,7 +72,9 @@ def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, one_device
 
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path, one_device):
     result = tmp_path / "changing.npz"
-    finish(start(result, 1, epochs=1))
+    run = result.with_suffix(".run")
+    shutil.copytree(one_device.with_suffix(".run"), run)
+    shutil.rmtree(max((run / CHECKPOINTS).iterdir(), key=lambda folder: int(folder.name)))
     address = coordinator()
     finish(*(start(result, 1, address, "2", str(number)) for number in range(2)))
     check_same(result, one_device, 2)

@@ -16,6 +16,18 @@ from resnet_flax.nn.resnet import describe_model, model_from_description
 KEY = jax.random.key(0)
 
 
+# Random numbers compile five times as quickly so.
+QUICKLY = {"xla_backend_optimization_level": 1}
+
+
+def initialize(module, images):
+    return jax.jit(module.init, compiler_options=QUICKLY)(KEY, images)
+
+
+def initialize_with_output(module, images):
+    return jax.jit(module.init_with_output, compiler_options=QUICKLY)(KEY, images)
+
+
 def shapes(model: ResNet, channels: int = 1, size: int = 64) -> dict:
     return jax.eval_shape(model.init, KEY, jnp.zeros((1, size, size, channels)))
 
@@ -26,8 +38,8 @@ def parameter_count(model: ResNet, channels: int) -> int:
 
 def test_the_texts_two_residual_blocks():
     images = jnp.ones((4, 6, 6, 3))
-    same, _ = Residual(3).init_with_output(KEY, images)
-    halved, _ = Residual(6, use_1x1conv=True, strides=2).init_with_output(KEY, images)
+    same, _ = initialize_with_output(Residual(3), images)
+    halved, _ = initialize_with_output(Residual(6, use_1x1conv=True, strides=2), images)
     assert same.shape == (4, 6, 6, 3)
     assert halved.shape == (4, 3, 3, 6)
 
@@ -69,25 +81,29 @@ def test_one_channel_input_is_not_broadcast_into_the_shortcut():
 @pytest.mark.parametrize("first_block", [True, False])
 @pytest.mark.parametrize(("block", "features"), [(Residual, 8), (Bottleneck, 32)])
 def test_stage_shapes(block, features, first_block):
-    out, _ = Stage(8, 2, first_block, block).init_with_output(KEY, jnp.ones((1, 7, 7, 8)))
+    stage = Stage(8, 2, first_block, block)
+    out, _ = jax.eval_shape(stage.init_with_output, KEY, jnp.ones((1, 7, 7, 8)))
     side = 7 if first_block else 4
     assert out.shape == (1, side, side, features)
 
 
 def test_feature_maps_and_pooled_features():
-    model = resnet18(num_classes=0, channels=8)
+    model = ResNet((1, 1, 1, 1), num_classes=0, channels=8)
     images = jnp.ones((2, 64, 64, 1))
-    variables = jax.jit(model.init)(KEY, images)
+    variables = initialize(model, images)
     assert "fc" not in variables["params"]
-    apply = jax.jit(model.apply, static_argnames="features")
-    maps = apply(variables, images, features=True)
+    maps, pooled = jax.jit(
+        lambda variables: (
+            model.apply(variables, images, features=True),
+            model.apply(variables, images),
+        )
+    )(variables)
     assert [m.shape for m in maps] == [
         (2, 16, 16, 8),
         (2, 8, 8, 16),
         (2, 4, 4, 32),
         (2, 2, 2, 64),
     ]
-    pooled = apply(variables, images)
     np.testing.assert_allclose(pooled, maps[-1].mean((1, 2)), rtol=1e-5, atol=1e-6)
 
 
@@ -97,9 +113,13 @@ def small(**fields) -> ResNet:
 
 def test_training_updates_statistics_and_evaluation_does_not():
     model, images = small(), jax.random.normal(KEY, (4, 8, 8, 1))
-    variables = model.init(KEY, images)
-    _, update = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    _, kept = model.apply(variables, images, train=False, mutable=["batch_stats"])
+    variables = initialize(model, images)
+
+    @partial(jax.jit, static_argnums=0)
+    def statistics(train):
+        return model.apply(variables, images, train=train, mutable=["batch_stats"])[1]
+
+    update, kept = statistics(True), statistics(False)
     changed = jax.tree.map(
         lambda a, b: bool((a != b).any()), update["batch_stats"], variables["batch_stats"]
     )
@@ -109,10 +129,11 @@ def test_training_updates_statistics_and_evaluation_does_not():
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     model, images = small(dtype=jnp.bfloat16), jnp.ones((2, 8, 8, 1))
-    variables = model.init(KEY, images)
+    variables = jax.eval_shape(model.init, KEY, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    assert model.apply(variables, images).dtype == jnp.float32
-    assert model.apply(variables, images, features=True)[0].dtype == jnp.bfloat16
+    assert jax.eval_shape(model.apply, variables, images).dtype == jnp.float32
+    maps = jax.eval_shape(partial(model.apply, features=True), variables, images)
+    assert maps[0].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("preactivation", [False, True])
@@ -122,26 +143,23 @@ def test_zero_init_makes_a_block_without_bias_the_identity(block, preactivation)
     channels = 2 if block is Residual else 8
     module = block(2, zero_init_residual=True, preactivation=preactivation, conv=conv)
     images = jax.random.uniform(KEY, (2, 4, 4, channels))
-    out, _ = module.init_with_output(KEY, images)
+    out, _ = initialize_with_output(module, images)
     np.testing.assert_array_equal(out, images)
 
 
 def test_stochastic_depth_skips_whole_samples_and_only_in_training():
     block = Residual(1, stochastic_depth_rate=0.5)
     images = jax.random.uniform(KEY, (64, 4, 4, 1))
-    variables = block.init(KEY, images)
-    branch_kept = block.clone(stochastic_depth_rate=0.0).apply(
-        variables, images, train=True, mutable=["batch_stats"]
-    )[0]
-    out, _ = block.apply(
-        variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": KEY}
-    )
+    variables = initialize(block, images)
+    whole = block.clone(stochastic_depth_rate=0.0)
+    train = {"train": True, "mutable": ["batch_stats"]}
+    branch_kept, _ = jax.jit(partial(whole.apply, **train))(variables, images)
+    out, _ = jax.jit(partial(block.apply, **train))(variables, images, rngs={"dropout": KEY})
     skipped = [bool((o == i).all()) for o, i in zip(out, images, strict=True)]
     assert 16 < sum(skipped) < 48
     assert not any(bool((o == i).all()) for o, i in zip(branch_kept, images, strict=True))
     np.testing.assert_array_equal(
-        block.apply(variables, images),
-        block.clone(stochastic_depth_rate=0.0).apply(variables, images),
+        jax.jit(block.apply)(variables, images), jax.jit(whole.apply)(variables, images)
     )
 
 
@@ -152,15 +170,15 @@ def test_stochastic_depth_rates_grow_linearly():
 
 def test_dropout_needs_its_key_only_in_training():
     model, images = small(dropout_rate=0.5), jnp.ones((2, 8, 8, 1))
-    variables = model.init(KEY, images)
+    variables = initialize(model, images)
+    train = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
     first, second = (
-        model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})[
-            0
-        ]
-        for key in jax.random.split(KEY)
+        train(variables, images, rngs={"dropout": key})[0] for key in jax.random.split(KEY)
     )
     assert (first != second).any()
-    np.testing.assert_array_equal(model.apply(variables, images), small().apply(variables, images))
+    np.testing.assert_array_equal(
+        jax.jit(model.apply)(variables, images), jax.jit(small().apply)(variables, images)
+    )
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,8 @@ def sgd_differences(
         params, statistics = variables["params"], variables["batch_stats"]
         optimiser = optax_sgd(**options)
         state = optimiser.init(params)
+        update = jax.jit(optimiser.update)
+        apply_updates = jax.jit(optax.apply_updates)
         keys = torch_keys(flatten_dict(variables), case.layout)
 
         worst: dict[str, float] = {}
@@ -279,8 +281,8 @@ def sgd_differences(
             x, labels = images[start : start + batch], data.labels[start : start + batch]
             variables = {"params": params, "batch_stats": statistics}
             gradients, statistics = gradient_function(case, dtype)(variables, x, labels)
-            updates, state = optimiser.update(gradients, state, params)
-            params = optax.apply_updates(params, updates)
+            updates, state = update(gradients, state, params)
+            params = apply_updates(params, updates)
             # Not a view: oneDNN's gradients on transposed images may end the process.
             their_images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
             step_of_theirs(net, their_optimiser, their_images, labels)

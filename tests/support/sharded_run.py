@@ -1,6 +1,6 @@
 """Ten steps an epoch in float64, on the devices of one process or of several, and what came of it.
 
-``python -m tests.support.sharded_run RESULT.npz EPOCHS [COORDINATOR PROCESSES ID]``
+``python -m tests.support.sharded_run RESULT.npz [COORDINATOR PROCESSES ID]``
 """
 
 import sys
@@ -13,7 +13,6 @@ import optax
 from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.machine.runtime import configure_runtime
-from resnet_flax.nn.resnet import ResNet
 from resnet_flax.runs.checkpoints import Checkpoints
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.run_folder import CHECKPOINTS, open_run, write_metrics
@@ -21,10 +20,12 @@ from resnet_flax.training.loop import fit
 from resnet_flax.training.position import Position
 from resnet_flax.training.progress import Progress
 from resnet_flax.training.step import Images, TrainState, create_train_state
-from tests.support.small_run import new_job
+from tests.support.small_run import MODEL, new_job
+
+EPOCHS = 2
 
 
-def main(result: Path, epochs: int, *others: str) -> None:
+def main(result: Path, *others: str) -> None:
     run = result.with_suffix(".run")
     config = TrainConfig(run_dir=run, resume=run.exists())
     configure_runtime()
@@ -38,9 +39,9 @@ def main(result: Path, epochs: int, *others: str) -> None:
     labels = generator.integers(0, 10, 150).astype(np.int32)
     data = Images.place(images, labels, mesh)
     # 16 images are shared by 2, 4 or 8 devices; of the last batch's 6, each device gets all.
-    job = new_job(data, 16, epochs=epochs, mesh=mesh)
+    job = new_job(data, 16, epochs=EPOCHS, mesh=mesh)
     dtypes = {"dtype": np.float64, "param_dtype": np.float64}
-    model = ResNet((1, 1), stem="cifar", num_classes=10, channels=8, **dtypes)
+    model = MODEL.clone(**dtypes)
     optimizer = optax.sgd(0.05, momentum=0.9)
     state = create_train_state(model, optimizer, Images.place(images, labels), 0)
     folder = open_run(config) if jax.process_index() == 0 else None
@@ -56,12 +57,12 @@ def main(result: Path, epochs: int, *others: str) -> None:
             job,
             replicate(state, mesh),
             position,
-            progress=Progress(epochs, 8),
+            progress=Progress(EPOCHS, 8),
             save=checkpoints.save,
             epoch_ended=epoch_ended,
             interruption=Interruption(),
         )
-    assert int(state.step) == 10 * epochs
+    assert int(state.step) == 10 * EPOCHS
     if folder:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
         figures = [(row.loss, row.train_acc, row.test_acc) for row in position.results]
@@ -69,4 +70,4 @@ def main(result: Path, epochs: int, *others: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), *sys.argv[2:])

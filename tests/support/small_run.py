@@ -22,6 +22,7 @@ from resnet_flax.training.step import Images, TrainState, create_train_state, tr
 
 MODEL = ResNet((1,), stem="cifar", num_classes=10, channels=8)  # few compile quickly
 IMAGE_SIZE = 8
+SGD = optax.sgd(0.05)  # one for all: with another object a step is compiled again
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -41,7 +42,7 @@ def new_state(
     seed: int = 0,
     average: bool = False,
 ) -> TrainState:
-    return create_train_state(MODEL, optimizer or optax.sgd(0.05), data, seed, average=average)
+    return create_train_state(MODEL, optimizer or SGD, data, seed, average=average)
 
 
 def new_job(data: Images, batch_size: int, **changes: Any) -> Job:

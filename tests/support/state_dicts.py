@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax.traverse_util import unflatten_dict
 
 from resnet_flax import ResNet
+from resnet_flax.weights.state_dict import variable_shapes
 from tests.support.torch_reference import TorchvisionResNet, randomise_norms
 
 TINY = ResNet((1, 1), num_classes=3, use_bias=False, norm_shortcut=True)
@@ -24,8 +26,7 @@ def tiny_state_dict(in_channels: int = 3, num_classes: int = 3) -> dict[str, tor
 
 def random_variables(model: ResNet, in_channels: int = 1) -> Any:
     """Variables of random values, statistics included."""
-    images = jnp.zeros((1, 32, 32, in_channels))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = unflatten_dict(variable_shapes(model, in_channels))
     random = np.random.default_rng(0)
     return jax.tree.map(lambda s: jnp.array(random.random(s.shape, np.float32)), shapes)
 

@@ -7,16 +7,10 @@ import optax
 import pytest
 
 from resnet_flax.nn.preprocessing import augment
-from resnet_flax.nn.resnet import build_model
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.recipes import RECIPES, build_optimizer
-from resnet_flax.training.step import (
-    create_train_state,
-    eval_step,
-    moving_average,
-    train_step,
-)
-from tests.support.small_run import random_data
+from resnet_flax.training.step import eval_step, moving_average, train_step
+from tests.support.small_run import IMAGE_SIZE, new_state, random_data
 
 FAST, D2L = RECIPES["fast"], RECIPES["d2l"]
 
@@ -135,10 +129,10 @@ def test_the_average_follows_and_is_evaluated():
         1 - FAST.average_decay, rel=1e-3
     )
     data = random_data(8)
-    model = build_model(FAST.model, FAST.flavour, channels=4)
-    state = create_train_state(model, build_optimizer(FAST, 0.1, 4), data, average=True)
+    state = new_state(data, build_optimizer(FAST, 0.1, 4), average=True)
+    options = FAST.step_options()
     for _ in range(2):
-        state, _ = train_step(state, Metrics.empty(), *data, image_size=28, **FAST.step_options())
+        state, _ = train_step(state, Metrics.empty(), *data, image_size=IMAGE_SIZE, **options)
     assert state.variables is state.average
     average, newest = state.average["params"]["fc"]["kernel"], state.params["fc"]["kernel"]
     assert bool((average != newest).any())
@@ -147,12 +141,12 @@ def test_the_average_follows_and_is_evaluated():
 def test_flip_averaging_does_not_tell_an_image_from_its_mirror_image():
     data = random_data(8)
     mirrored = data._replace(images=data.images[:, :, ::-1])
-    model = build_model(FAST.model, FAST.flavour, channels=4)
-    state = create_train_state(model, build_optimizer(FAST, 0.1, 4), data, average=True)
+    state = new_state(data, average=True)
     weights = np.ones(8, np.float32)
 
     def loss(data, flip):
-        return eval_step(state, Metrics.empty(), *data, weights, image_size=28, flip=flip).loss
+        options = {"image_size": IMAGE_SIZE, "flip": flip}
+        return eval_step(state, Metrics.empty(), *data, weights, **options).loss
 
     assert loss(data, True) == pytest.approx(loss(mirrored, True), rel=1e-6)
     assert loss(data, False) != pytest.approx(loss(mirrored, False), rel=1e-6)

@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import chex
 import jax
@@ -16,6 +17,8 @@ from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import Images, evaluate, train_step
 from tests.support.small_run import IMAGE_SIZE, MODEL, new_state, random_data, run_epoch, steps
 
+TRAIN = jax.jit(partial(MODEL.apply, train=True, mutable=["batch_stats"]))
+
 
 def test_a_step_is_sgd_on_the_mean_cross_entropy():
     data = random_data(8)
@@ -31,7 +34,8 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy():
         log_probabilities = jax.nn.log_softmax(logits)
         return -log_probabilities[jnp.arange(8), data.labels].mean(), update
 
-    (expected_loss, update), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (expected_loss, update), gradients = gradient(state.params)
     expected = jax.tree.map(lambda p, g: p - 0.05 * g, state.params, gradients)
     after, metrics = train_step(state, Metrics.empty(), *data, image_size=IMAGE_SIZE)
     assert metrics.loss == pytest.approx(float(expected_loss), rel=1e-5)
@@ -76,7 +80,7 @@ def test_the_last_smaller_batch_counts_and_normalises_by_its_own_images():
     losses = []
     for batch in batches:
         images = prepare_images(data.images[batch], IMAGE_SIZE)
-        logits, update = MODEL.apply(variables, images, train=True, mutable=["batch_stats"])
+        logits, update = TRAIN(variables, images)
         variables = {**variables, **update}
         losses += list(optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[batch]))
     state, metrics = run_epoch(state, data, 8)
@@ -90,7 +94,7 @@ def test_the_last_smaller_batch_counts_and_normalises_by_its_own_images():
 def test_evaluation_weighs_by_sample_whatever_the_batch_size(batch_size):
     data = random_data(11)
     state = new_state(data)
-    logits = MODEL.apply(state.variables, prepare_images(data.images, IMAGE_SIZE))
+    logits = jax.jit(MODEL.apply)(state.variables, prepare_images(data.images, IMAGE_SIZE))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels)
     metrics = evaluate(state, data, batch_size=batch_size, image_size=IMAGE_SIZE)
     assert int(metrics.count) == 11

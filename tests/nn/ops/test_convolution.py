@@ -24,13 +24,15 @@ def check(size, kernel, strides, padding, dtype, channels=(3, 4), samples=2):
     images = random(samples, height, width, channels[0]).astype(dtype)
     weight = random(kernel, kernel, *channels, seed=1).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
-        ours = jax.jit(lambda x, w: convolve(x, w, strides, padding))(images, weight)
-        cotangent = random(*ours.shape, seed=2).astype(dtype)
+        sides = ((side + 2 * padding - kernel) // strides + 1 for side in size)
+        cotangent = random(samples, *sides, channels[1], seed=2).astype(dtype)
 
-        def pullback(x, w, cotangent):
-            return jax.vjp(lambda x, w: convolve(x, w, strides, padding), x, w)[1](cotangent)
+        @jax.jit
+        def with_gradients(x, w, cotangent):
+            y, pull = jax.vjp(lambda x, w: convolve(x, w, strides, padding), x, w)
+            return y, *pull(cotangent)
 
-        image_gradient, weight_gradient = jax.jit(pullback)(images, weight, cotangent)
+        ours, image_gradient, weight_gradient = with_gradients(images, weight, cotangent)
     x, w = to_torch(images), to_torch(weight, (3, 2, 0, 1))
     theirs = torch.nn.functional.conv2d(x, w, stride=strides, padding=padding)
     theirs.backward(to_torch(cotangent))
