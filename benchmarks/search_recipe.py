@@ -25,14 +25,14 @@ from unittest.mock import patch
 
 import jax
 
-from benchmarks.gpu import commit, versions
+from benchmarks.tables import RESULTS, commit, versions
 from resnet_flax import TrainConfig, train
 from resnet_flax.errors import TrainingError
 from resnet_flax.nn.resnet import ARCHITECTURES, build_model
 from resnet_flax.training.position import EpochResult
 from resnet_flax.training.recipes import RECIPES, Recipe
 
-RESULTS = Path(__file__).parent / "results" / "search_recipe.json"
+FOUND = RESULTS / "search_recipe.jsonl"
 TRIAL = "trial"  # the name of a trial's recipe and network
 CLIMBS_TO_A_REPEAT = 3
 OF_THE_NETWORK = ("channels", "stage_sizes")
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="best")
     parser.add_argument("--seed", type=int, default=0, help="of the first runs, and of the search")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on any machine")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=FOUND)
     options = parser.parse_args()
     recipe = RECIPES[options.recipe]
     model = build_model(recipe.model, recipe.flavour)

@@ -153,7 +153,8 @@ def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, momen
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signum)
-    assert process.wait(timeout=20) == 128 + signum
+    # Alone on a machine it is a few; a compilation that is under way is waited for.
+    assert process.wait(timeout=60) == 128 + signum
     text = log.read_text()
     assert "Traceback" not in text
     assert said in (text.splitlines() or [""])[-1]

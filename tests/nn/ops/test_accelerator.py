@@ -1,5 +1,7 @@
 """What an accelerator computes, on a CPU: each operation against plain JAX in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from resnet_flax.nn.ops.convolution import _by_compiler, convolve
 from resnet_flax.nn.ops.normalization import add_bias, batch_normalize, channel_sum, channel_sums
 from resnet_flax.nn.ops.platform import choose, force_accelerator
 from resnet_flax.nn.ops.pooling import max_pool, max_pool_rectified
+from tests.support.quickly import COMPILER_OPTIONS
 
 
 class Halves(nn.Module):
@@ -42,8 +45,11 @@ def check(ours, plain, *arguments, tolerance=1e-12):
         value, pull = jax.vjp(function, *arguments)
         return value, *pull(cotangent)
 
-    both = jax.jit(lambda: (with_gradients(ours), with_gradients(plain)))()
-    for a, b in zip(*both, strict=True):
+    @partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+    def both():
+        return with_gradients(ours), with_gradients(plain)
+
+    for a, b in zip(*both(), strict=True):
         assert a.dtype == b.dtype
         largest = float(jnp.abs(b).max())
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(largest, 1e-300))
@@ -171,7 +177,7 @@ def test_a_bias_that_is_taken_away_again_has_no_gradient():
 def test_only_what_batch_normalisation_takes_away_has_no_gradient(norm, train):
     block = Residual(4, norm=norm)
     x = random(2, 5, 5, 4).astype("float32")
-    variables = jax.jit(block.init)(jax.random.key(0), x)
+    variables = jax.jit(block.init, compiler_options=COMPILER_OPTIONS)(jax.random.key(0), x)
 
     def loss(params):
         y, _ = block.apply({**variables, "params": params}, x, train, mutable=["batch_stats"])
