@@ -1,8 +1,15 @@
 import pytest
 
-from resnet_flax.machine.runtime import configure_runtime
+from resnet_flax.machine.runtime import add_flag, configure_runtime
 
 configure_runtime()  # before any test starts JAX's backend
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # LLVM's share is half of the seconds in which small programs compile; the longer proofs, and
+    # `pytest -m parity`, compile as users do.
+    if "not slow" in config.option.markexpr:
+        add_flag("--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from resnet_flax.data import Dataset
 from resnet_flax.nn.ops import convolution
 from resnet_flax.nn.ops.platform import force_accelerator
 from resnet_flax.weights.state_dict import from_torch
-from tests.support import parity
 from tests.support.parity import (
     BLOCKS,
     NETWORKS,
@@ -31,7 +30,6 @@ from tests.support.parity import (
     sgd_differences,
     training_differences,
 )
-from tests.support.quickly import COMPILER_OPTIONS
 from tests.support.torch_reference import d2l_init, d2l_resnet18, randomise_norms
 
 pytestmark = pytest.mark.parity
@@ -87,12 +85,6 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def compiled_quickly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not request.node.get_closest_marker("slow"):  # those compile as users do
-        monkeypatch.setattr(parity, "COMPILER_OPTIONS", COMPILER_OPTIONS)
 
 
 def check(found: dict[str, float], tolerance: float) -> None:

@@ -16,18 +16,6 @@ from resnet_flax.nn.resnet import describe_model, model_from_description
 KEY = jax.random.key(0)
 
 
-# Random numbers compile five times as quickly so.
-QUICKLY = {"xla_backend_optimization_level": 1}
-
-
-def initialize(module, images):
-    return jax.jit(module.init, compiler_options=QUICKLY)(KEY, images)
-
-
-def initialize_with_output(module, images):
-    return jax.jit(module.init_with_output, compiler_options=QUICKLY)(KEY, images)
-
-
 def shapes(model: ResNet, channels: int = 1, size: int = 64) -> dict:
     return jax.eval_shape(model.init, KEY, jnp.zeros((1, size, size, channels)))
 
@@ -38,8 +26,8 @@ def parameter_count(model: ResNet, channels: int) -> int:
 
 def test_the_texts_two_residual_blocks():
     images = jnp.ones((4, 6, 6, 3))
-    same, _ = initialize_with_output(Residual(3), images)
-    halved, _ = initialize_with_output(Residual(6, use_1x1conv=True, strides=2), images)
+    same, _ = jax.jit(Residual(3).init_with_output)(KEY, images)
+    halved, _ = jax.jit(Residual(6, use_1x1conv=True, strides=2).init_with_output)(KEY, images)
     assert same.shape == (4, 6, 6, 3)
     assert halved.shape == (4, 3, 3, 6)
 
@@ -90,7 +78,7 @@ def test_stage_shapes(block, features, first_block):
 def test_feature_maps_and_pooled_features():
     model = ResNet((1, 1, 1, 1), num_classes=0, channels=8)
     images = jnp.ones((2, 64, 64, 1))
-    variables = initialize(model, images)
+    variables = jax.jit(model.init)(KEY, images)
     assert "fc" not in variables["params"]
     maps, pooled = jax.jit(
         lambda variables: (
@@ -113,7 +101,7 @@ def small(**fields) -> ResNet:
 
 def test_training_updates_statistics_and_evaluation_does_not():
     model, images = small(), jax.random.normal(KEY, (4, 8, 8, 1))
-    variables = initialize(model, images)
+    variables = jax.jit(model.init)(KEY, images)
 
     @partial(jax.jit, static_argnums=0)
     def statistics(train):
@@ -143,14 +131,14 @@ def test_zero_init_makes_a_block_without_bias_the_identity(block, preactivation)
     channels = 2 if block is Residual else 8
     module = block(2, zero_init_residual=True, preactivation=preactivation, conv=conv)
     images = jax.random.uniform(KEY, (2, 4, 4, channels))
-    out, _ = initialize_with_output(module, images)
+    out, _ = jax.jit(module.init_with_output)(KEY, images)
     np.testing.assert_array_equal(out, images)
 
 
 def test_stochastic_depth_skips_whole_samples_and_only_in_training():
     block = Residual(1, stochastic_depth_rate=0.5)
     images = jax.random.uniform(KEY, (64, 4, 4, 1))
-    variables = initialize(block, images)
+    variables = jax.jit(block.init)(KEY, images)
     whole = block.clone(stochastic_depth_rate=0.0)
     train = {"train": True, "mutable": ["batch_stats"]}
     branch_kept, _ = jax.jit(partial(whole.apply, **train))(variables, images)
@@ -170,7 +158,7 @@ def test_stochastic_depth_rates_grow_linearly():
 
 def test_dropout_needs_its_key_only_in_training():
     model, images = small(dropout_rate=0.5), jnp.ones((2, 8, 8, 1))
-    variables = initialize(model, images)
+    variables = jax.jit(model.init)(KEY, images)
     train = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
     first, second = (
         train(variables, images, rngs={"dropout": key})[0] for key in jax.random.split(KEY)

@@ -29,8 +29,6 @@ from resnet_flax.weights.keys import torch_keys
 from resnet_flax.weights.state_dict import from_torch, to_torch
 from tests.support import torch_reference as reference
 
-COMPILER_OPTIONS: dict[str, Any] | None = None  # the tests change them
-
 
 @dataclass(frozen=True)
 class Case:
@@ -217,7 +215,7 @@ def compute_levels(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Our side of levels (a) to (d), under PyTorch's keys and in its order of axes."""
 
-    @partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+    @jax.jit
     def levels(variables: Any, images: Any, cotangent: Any) -> Any:
         def loss(params: Any, images: Any) -> Any:
             output, updates = model.apply(
@@ -303,7 +301,7 @@ def gradient_function(case: Case, dtype: str) -> Callable[..., Any]:
     """The gradient of the cross-entropy's mean, and the new statistics."""
     model = case.ours(dtype)
 
-    @partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+    @jax.jit
     def gradients(variables: Any, images: Any, labels: Any) -> Any:
         def loss(params: Any) -> Any:
             output, updates = model.apply(

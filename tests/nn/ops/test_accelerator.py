@@ -1,7 +1,5 @@
 """What an accelerator computes, on a CPU: each operation against plain JAX in float64."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,6 @@ from resnet_flax.nn.ops.convolution import _by_compiler, convolve
 from resnet_flax.nn.ops.normalization import add_bias, batch_normalize, channel_sum, channel_sums
 from resnet_flax.nn.ops.platform import choose, force_accelerator
 from resnet_flax.nn.ops.pooling import max_pool, max_pool_rectified
-from tests.support.quickly import COMPILER_OPTIONS
 
 
 class Halves(nn.Module):
@@ -45,7 +42,7 @@ def check(ours, plain, *arguments, tolerance=1e-12):
         value, pull = jax.vjp(function, *arguments)
         return value, *pull(cotangent)
 
-    @partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+    @jax.jit
     def both():
         return with_gradients(ours), with_gradients(plain)
 
@@ -177,7 +174,7 @@ def test_a_bias_that_is_taken_away_again_has_no_gradient():
 def test_only_what_batch_normalisation_takes_away_has_no_gradient(norm, train):
     block = Residual(4, norm=norm)
     x = random(2, 5, 5, 4).astype("float32")
-    variables = jax.jit(block.init, compiler_options=COMPILER_OPTIONS)(jax.random.key(0), x)
+    variables = jax.jit(block.init)(jax.random.key(0), x)
 
     def loss(params):
         y, _ = block.apply({**variables, "params": params}, x, train, mutable=["batch_stats"])

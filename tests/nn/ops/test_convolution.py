@@ -1,7 +1,5 @@
 """The convolution and its gradients against PyTorch's, on every path a CPU takes."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 
 from resnet_flax.nn.ops import convolution
 from resnet_flax.nn.ops.convolution import convolve
-from tests.support.quickly import COMPILER_OPTIONS
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -30,7 +27,7 @@ def check(size, kernel, strides, padding, dtype, channels=(3, 4), samples=2):
         sides = ((side + 2 * padding - kernel) // strides + 1 for side in size)
         cotangent = random(samples, *sides, channels[1], seed=2).astype(dtype)
 
-        @partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+        @jax.jit
         def with_gradients(x, w, cotangent):
             y, pull = jax.vjp(lambda x, w: convolve(x, w, strides, padding), x, w)
             return y, *pull(cotangent)
