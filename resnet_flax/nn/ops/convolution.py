@@ -1,7 +1,7 @@
 """The convolution, with gradients and formulations of its own where they are quicker.
 
 Every path gives the values of `jax.lax.conv_general_dilated` to rounding. Which one is taken is
-decided when the program is compiled, by platform and shape.
+decided when the program is compiled, by platform and shape; groups and dilation are the compiler's.
 """
 
 from functools import partial
@@ -20,23 +20,38 @@ WINOGRAD_CHANNELS = 64
 WINOGRAD_PIXELS = 4
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
-    x: Float[Array, "N H W C"], kernel: Float[Array, "k k C features"], strides: int, padding: int
+    x: Float[Array, "N H W C"],
+    kernel: Float[Array, "k k inputs features"],
+    strides: int,
+    padding: int,
+    dilation: int = 1,
 ) -> Float[Array, "N H2 W2 features"]:
     """Cross-correlates images with a square kernel.
 
-    It has its own reverse-mode derivative, and so no forward-mode one (`jax.jvp`).
+    Plain convolutions have their own reverse-mode derivative, and so no forward-mode one
+    (`jax.jvp`).
 
     Args:
         x: (N, H, W, C).
-        kernel: (k, k, C, features), of the same dtype.
+        kernel: (k, k, C / groups, features), of the same dtype; its shape tells the groups.
         strides: step of the kernel, in pixels, along both axes.
         padding: zeros added on each of the four edges, in pixels.
+        dilation: distance of the kernel's pixels, along both axes.
 
     Returns:
-        (N, H', W', features), H' = (H + 2 * padding - k) // strides + 1.
+        (N, H', W', features), H' = (H + 2 * padding - dilation * (k - 1) - 1) // strides + 1.
     """
+    groups = x.shape[-1] // kernel.shape[2]
+    if groups == dilation == 1:
+        return _convolve(x, kernel, strides, padding)
+    return _by_compiler(
+        x, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
     return _forward(x, kernel, strides, padding)[0]
 
 
@@ -59,16 +74,26 @@ def _backward(
     return choose(*inputs, gradient, cpu=on_cpu, accelerator=on_accelerator)
 
 
-convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)
 
 
-def _by_compiler(x: jax.Array, kernel: jax.Array, *, strides: int, padding: int) -> jax.Array:
+def _by_compiler(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int,
+    padding: int,
+    dilation: int = 1,
+    groups: int = 1,
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(strides, strides),
         padding=[(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 

@@ -98,6 +98,19 @@ def test_only_a_cpu_takes_another_path(size, channels, platform, by_compiler):
     assert lowered.count("stablehlo.convolution") == by_compiler
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("inputs", "dilation", "words"),
+    [(128, 2, "rhs_dilate = [2, 2]"), (32, 1, "feature_group_count = 4")],
+)
+def test_groups_and_dilation_are_the_compilers(inputs, dilation, words, platform):
+    images, kernel = jnp.ones((2, 16, 16, 128)), jnp.ones((3, 3, inputs, 128))
+    function = jax.jit(lambda x, w: convolve(x, w, 1, dilation, dilation))
+    lowered = function.trace(images, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert lowered.count("stablehlo.convolution") == 1
+    assert words in lowered
+
+
 def test_second_derivatives():
     images, weight = jnp.asarray(random(1, 4, 4, 2), "float32"), jnp.ones((3, 3, 2, 2))
 
