@@ -130,7 +130,9 @@ class ResNet(nn.Module):
         self.stage_sizes = _stage_sizes(self.stage_sizes)
         for field in dataclasses.fields(type(self)):
             _check_field(field, getattr(self, field.name))
-        self.replace_stride_with_dilation = self._replacements()
+        self.replace_stride_with_dilation = _replacements(
+            self.replace_stride_with_dilation, len(self.stage_sizes) - 1, self.block
+        )
         # The block says what it has not.
         self.block(
             self.channels, groups=self.groups, width_per_group=self.width_per_group, parent=None
@@ -161,15 +163,6 @@ class ResNet(nn.Module):
         factors = [2 if replaced else 1 for replaced in self.replace_stride_with_dilation]
         reached = accumulate([1, *(factors or [1] * (len(self.stage_sizes) - 1))], operator.mul)
         return list(pairwise([1, *reached]))
-
-    def _replacements(self) -> tuple[bool, ...]:
-        given = self.replace_stride_with_dilation
-        flags = tuple(given) if isinstance(given, Sequence) else (None,)
-        fine = all(isinstance(flag, bool | np.bool_) for flag in flags)
-        fine = fine and len(flags) in (0, len(self.stage_sizes) - 1)
-        fine = fine and not (self.block is Residual and any(flags))
-        _require(fine, "replace_stride_with_dilation", given)
-        return tuple(map(bool, flags))
 
     @nn.compact
     def __call__(
@@ -391,6 +384,14 @@ def _stage_sizes(sizes: Any) -> tuple[int, ...]:
     _require(whole and 1 <= len(counts) <= MOST_STAGES, "stage_sizes", sizes)
     _require(sum(counts) <= MOST_BLOCKS, "stage_sizes", sizes)
     return tuple(map(int, counts))
+
+
+def _replacements(given: Any, stages: int, block: Any) -> tuple[bool, ...]:
+    flags = tuple(given) if isinstance(given, Sequence) else (None,)
+    fine = all(isinstance(flag, bool | np.bool_) for flag in flags) and len(flags) in (0, stages)
+    fine = fine and not (block is Residual and any(flags))  # PyTorch's has none either
+    _require(fine, "replace_stride_with_dilation", given)
+    return tuple(map(bool, flags))
 
 
 def _check_field(field: dataclasses.Field[Any], value: Any) -> None:

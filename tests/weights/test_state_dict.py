@@ -27,9 +27,8 @@ from tests.support.state_dicts import (
 from tests.support.torch_reference import Residual as TorchResidual
 from tests.support.torch_reference import TorchvisionResNet, d2l_resnet18
 
-# Large, and of layers that the others have too.
-LATE = {"resnet34d", "resnet50d", "resnet101d", "resnet152d", "resnext101_32x8d"}
-LATE |= {"resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"}
+# Of layers that small networks have too, in test_transfer.py.
+LATE = [name for name in ARCHITECTURES if "_" in name or name.endswith("d")]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -41,8 +40,7 @@ def test_round_trip_is_bit_exact_in_every_layout(name: str, flavour: str) -> Non
     model = build_model(name, flavour)
     variables = random_variables(model)
     # The depth changes nothing but the numbers in the keys.
-    every = name in ("resnet18", "resnet50", "resnet18d", "resnet26d", "resnext50_32x4d")
-    for layout in LAYOUTS if every else ["torchvision"]:
+    for layout in LAYOUTS if name in ("resnet18", "resnet50", *LATE) else ["torchvision"]:
         assert_same(from_torch(model, to_torch(model, variables, layout)), variables)
 
 
