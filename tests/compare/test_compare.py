@@ -324,14 +324,14 @@ def test_whole_networks_are_matched_by_name(layout: str) -> None:
 
 def test_groups_a_deep_stem_and_a_pooled_shortcut_are_followed() -> None:
     fields: dict[str, Any] = {"stem": "deep", "channels": 8, "groups": 2, "average_shortcut": True}
-    net = reference.TorchvisionResNet((1, 1), 1, 3, bottleneck=True, **fields)
-    model = ResNet((1, 1), Bottleneck, 3, use_bias=False, norm_shortcut=True, **fields)
+    net = reference.TorchvisionResNet((1,), 1, 3, bottleneck=True, **fields)
+    model = ResNet((1,), Bottleneck, 3, use_bias=False, norm_shortcut=True, **fields)
     comparison = compare_with_torch(
-        model, from_torch(model, net.state_dict()), net, np.tile(IMAGES, (1, 3, 3, 1))[..., :1]
+        model, from_torch(model, net.state_dict()), net, IMAGES[..., :1]
     )
     assert found(comparison) == (None, None)
     layers = {row.layer for row in comparison.rows}
-    assert {"conv1/0", "conv1/6", "layer2/0/downsample/1", "layer2/0/conv2"} <= layers
+    assert {"conv1/0", "conv1/6", "layer1/0/downsample/1", "layer1/0/conv2"} <= layers
 
 
 # --- The table, and misuse.
