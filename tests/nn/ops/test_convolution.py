@@ -18,21 +18,22 @@ def to_torch(x: np.ndarray, axes: tuple[int, ...] = (0, 3, 1, 2)) -> torch.Tenso
     return torch.from_numpy(np.ascontiguousarray(np.asarray(x).transpose(axes))).requires_grad_()
 
 
-def check(size, kernel, strides, padding, dtype, channels=(3, 4), samples=2):
+def check(size, kernel, strides, padding, dtype, channels=(3, 4), samples=2, dilation=1, groups=1):
     """Output and both gradients, relative to the largest value."""
     height, width = size
-    images = random(samples, height, width, channels[0]).astype(dtype)
+    images = random(samples, height, width, channels[0] * groups).astype(dtype)
     weight = random(kernel, kernel, *channels, seed=1).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
-        ours = jax.jit(lambda x, w: convolve(x, w, strides, padding))(images, weight)
+        steps = strides, padding, dilation
+        ours = jax.jit(lambda x, w: convolve(x, w, *steps))(images, weight)
         cotangent = random(*ours.shape, seed=2).astype(dtype)
 
         def pullback(x, w, cotangent):
-            return jax.vjp(lambda x, w: convolve(x, w, strides, padding), x, w)[1](cotangent)
+            return jax.vjp(lambda x, w: convolve(x, w, *steps), x, w)[1](cotangent)
 
         image_gradient, weight_gradient = jax.jit(pullback)(images, weight, cotangent)
     x, w = to_torch(images), to_torch(weight, (3, 2, 0, 1))
-    theirs = torch.nn.functional.conv2d(x, w, stride=strides, padding=padding)
+    theirs = torch.nn.functional.conv2d(x, w, None, *steps, groups)
     theirs.backward(to_torch(cotangent))
     tolerance = {"float32": 2e-6, "float64": 1e-13}[dtype]
     for found, expected in [
@@ -52,6 +53,12 @@ def check(size, kernel, strides, padding, dtype, channels=(3, 4), samples=2):
 )
 def test_convolution_and_its_gradients_are_pytorchs(size, kernel, strides, padding, dtype):
     check(size, kernel, strides, padding, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("dilation", "groups", "strides"), [(2, 1, 1), (1, 2, 2), (3, 4, 2)])
+def test_dilation_groups_and_their_gradients_are_pytorchs(dilation, groups, strides, dtype):
+    check((9, 8), 3, strides, dilation, dtype, (3, 8), dilation=dilation, groups=groups)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
