@@ -185,8 +185,16 @@ BLOCKS = [
     block("Bottleneck-d2l-stride2", Bottleneck, 8, 8, 2, use_bias=True),
     block("Bottleneck-v1-stride2", Bottleneck, 8, 8, 2, stride_first=True),
     block("Bottleneck-preactivation-stride2", Bottleneck, 8, 8, 2, preactivation=True),
-    block("Bottleneck-groups-stride2", Bottleneck, 8, 8, 2, groups=4, width_per_group=32),
-    block("Bottleneck-dilation", Bottleneck, 32, 8, 1, dilation=2),
+    block(
+        "Bottleneck-groups-dilation-stride2",
+        Bottleneck,
+        8,
+        8,
+        2,
+        groups=4,
+        width_per_group=32,
+        dilation=2,
+    ),
     block(
         "Bottleneck-average_shortcut-stride2",
         Bottleneck,

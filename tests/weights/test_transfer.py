@@ -216,8 +216,14 @@ def test_what_the_shapes_tell_is_said(caplog):
     ]
 
 
-@pytest.mark.parametrize("fields", [{"channels": 48}, {"width_multiplier": 1.3}])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("resnet18", {"width_multiplier": 1.3}),
+        ("resnet50", {"width_multiplier": 1.3}),
+        ("resnet50", {"channels": 48}),
+    ],
+)
 def test_other_widths_fit_what_they_were_told_by(name, fields):
     model = build_model(name, "torchvision", **fields)
     tensors = torch_shapes(model)
