@@ -45,9 +45,7 @@ FAULTS = (
     Fault(
         "SAME padding",
         "nn/layers.py",
-        "        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, "
-        "self.padding)\n",
-        "        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)\n"
+        "        y = convolve(x, kernel, self.strides, self.padding, self.dilation)\n",
         "        strides = (self.strides, self.strides)\n"
         '        axes = ("NHWC", "HWIO", "NHWC")\n'
         '        y = lax.conv_general_dilated(x, kernel, strides, "SAME", None, None, axes)\n',
@@ -135,12 +133,8 @@ FAULTS = (
     Fault(
         "no shortcut norm",
         "nn/blocks.py",
-        '        return normalized(conv, self.norm(name="1"), x, train) if self.norm_shortcut else '
-        "conv(x)",
-        "        x = conv(x)\n"
-        "        if self.norm_shortcut:\n"
-        '            self.norm(name="1")(x, train)\n'
-        "        return x",
+        '        return normalized(conv, self.norm(name=f"{number + 1}"), x, train)',
+        '        x = conv(x)\n        self.norm(name=f"{number + 1}")(x, train)\n        return x',
         parity("a_eval_forward", "Residual-torchvision-stride2-33px-batch2"),
     ),
 )

@@ -16,7 +16,7 @@ from resnet_flax.nn.blocks import Bottleneck, Residual, Stage
 from resnet_flax.nn.layers import BatchNorm, Conv, Dense
 from resnet_flax.nn.ops import convolution
 from resnet_flax.nn.ops import normalization as operations
-from resnet_flax.nn.ops.pooling import max_pool, max_pool_rectified
+from resnet_flax.nn.ops.pooling import average_pool, max_pool, max_pool_rectified
 from resnet_flax.nn.resnet import ResNet
 from resnet_flax.training import recipes
 from resnet_flax.training import step as training
@@ -47,6 +47,7 @@ FUNCTIONS = {
         partial(preprocessing.augment, shift=1, flip=True, erase=0.5),
         [KEY, floats(4, 6, 6, 3)],
     ),
+    "average_pool": (partial(average_pool, window=2), [floats(4, 5, 6, 3)]),
     "batch_normalize": (
         partial(operations.batch_normalize, epsilon=1e-5),
         [floats(4, 3), floats(3), floats(3)],
@@ -87,6 +88,7 @@ def test_functions(name):
         Bottleneck(3, use_1x1conv=True),
         Stage(5, 2),
         ResNet((1, 1), channels=4),
+        ResNet((1, 1), channels=4, stem="deep", average_shortcut=True),
     ],
     ids=lambda module: type(module).__name__,
 )

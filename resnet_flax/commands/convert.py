@@ -22,8 +22,9 @@ def main() -> None:
     parser.add_argument("--flavour", choices=FLAVOURS, help=whose)
     dtypes = ["float32", "float16", "bfloat16"]
     parser.add_argument("--dtype", choices=dtypes, help="(default: that of IN)")
-    parser.add_argument("--stem", choices=STEMS, help="(default: the model's)")
-    parser.add_argument("--width-multiplier", type=float, help="2 for wide_resnet50_2")
+    parser.add_argument("--stem", choices=STEMS, help="(default: as IN tells, or the model's)")
+    width = "where IN's shapes do not tell it to the digit"
+    parser.add_argument("--width-multiplier", type=float, help=width)
     options = parser.parse_args()
     state_dict = read_checkpoint(options.input)
     given = {"stem": options.stem, "width_multiplier": options.width_multiplier}

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from resnet_flax.data import FASHION_MNIST_CLASSES, FOLDER, Dataset, load_dataset
 from resnet_flax.errors import InputError
 from resnet_flax.inference.predict import compute_logits
 from resnet_flax.inference.pretrained import LARGEST_IMAGE, Network
 from resnet_flax.inference.scores import Scores, score
 from resnet_flax.weights import from_torch, guess_model, load_safetensors
+from resnet_flax.weights.state_dict import stem_kernel
 
 
 def evaluate(network: Network, variables: Any, data: Dataset) -> Scores:
@@ -67,7 +70,8 @@ def read_weights(
     state_dict = load_safetensors(path)
     network = guess_model(model, state_dict, flavour)
     variables = from_torch(network, state_dict)
-    channels, classes = variables["params"]["conv1"]["kernel"].shape[2], FASHION_MNIST_CLASSES
+    leaves = flatten_dict(variables)
+    channels, classes = leaves[stem_kernel(leaves)].shape[2], FASHION_MNIST_CLASSES
     if (count := network.num_classes) != len(classes):
         raise InputError(f"{path} tells {count} classes apart; Fashion-MNIST has {len(classes)}")
     return Network(network, classes, (28, 28, channels), image_size), variables

@@ -67,46 +67,71 @@ class _Graph:
     def network(self, x: str, output: str = "") -> str:
         model = self.model
         _, strides, pooled = STEMS[model.stem]
-        x = self.conv(x, "conv1", strides)
+        if model.stem == "deep":
+            for number, step in ((0, strides), (3, 1)):
+                x = self.conv(x, f"conv1.{number}", step)
+                x = self.relu(self.norm(x, f"conv1.{number + 1}"))
+            x = self.conv(x, "conv1.6", 1)
+        else:
+            x = self.conv(x, "conv1", strides)
         if not model.preactivation:
             x = self.relu(self.norm(x, "bn1"))
         if pooled:
             x = self.add("MaxPool", x, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
         for stage, blocks in enumerate(model.stage_sizes, start=1):
+            first, others = model.dilations[stage - 1]
             for index in range(blocks):
-                strides = 2 if stage > 1 and index == 0 else 1
-                x = self.block(x, f"layer{stage}.{index}", strides)
+                strides = 2 if stage > 1 and index == 0 and first == others else 1
+                dilation = others if index else first
+                x = self.block(x, f"layer{stage}.{index}", strides, dilation)
         if model.preactivation:
             x = self.relu(self.norm(x, "norm"))
         x = self.add("Flatten", self.add("GlobalAveragePool", x))
         return self.add("Gemm", x, *self.weight("fc", "weight", "bias"), output=output, transB=1)
 
-    def block(self, x: str, name: str, strides: int) -> str:
+    def block(self, x: str, name: str, strides: int, dilation: int) -> str:
         model = self.model
         all_strides = [strides, 1]
         if model.block is Bottleneck:
             all_strides = [strides, 1, 1] if model.stride_first else [1, strides, 1]
-        projected = f"{name}.downsample.0.weight" in self.values
+        number = 1 if model.average_shortcut else 0  # of the shortcut's convolution
+        projected = f"{name}.downsample.{number}.weight" in self.values
         y = shortcut = x
         for index, step in enumerate(all_strides, start=1):
+            kind = {"dilation": dilation, "groups": model.groups} if index == 2 else {}
             if model.preactivation:
                 y = self.relu(self.norm(y, f"{name}.bn{index}"))
                 shortcut = y if index == 1 and projected else shortcut
-                y = self.conv(y, f"{name}.conv{index}", step)
+                y = self.conv(y, f"{name}.conv{index}", step, **kind)
             else:
-                y = self.norm(self.conv(y, f"{name}.conv{index}", step), f"{name}.bn{index}")
+                y = self.conv(y, f"{name}.conv{index}", step, **kind)
+                y = self.norm(y, f"{name}.bn{index}")
                 y = self.relu(y) if index < len(all_strides) else y
         if projected:
-            shortcut = self.conv(shortcut, f"{name}.downsample.0", strides)
+            if model.average_shortcut and strides > 1:
+                shortcut, strides = self.average_pool(shortcut, strides), 1
+            shortcut = self.conv(shortcut, f"{name}.downsample.{number}", strides)
             if model.norm_shortcut:
-                shortcut = self.norm(shortcut, f"{name}.downsample.1")
+                shortcut = self.norm(shortcut, f"{name}.downsample.{number + 1}")
         y = self.add("Add", shortcut, y)
         return y if model.preactivation else self.relu(y)
 
-    def conv(self, x: str, name: str, strides: int) -> str:
-        size = self.values[f"{name}.weight"].shape[-1]
+    def conv(self, x: str, name: str, strides: int, dilation: int = 1, groups: int = 1) -> str:
         weights = self.weight(name, "weight", *(["bias"] if self.model.use_bias else []))
-        return self.add("Conv", x, *weights, strides=(strides, strides), pads=(size // 2,) * 4)
+        return self.add(
+            "Conv",
+            x,
+            *weights,
+            strides=(strides, strides),
+            pads=(dilation * (self.values[f"{name}.weight"].shape[-1] // 2),) * 4,
+            dilations=(dilation, dilation),
+            group=groups,
+        )
+
+    def average_pool(self, x: str, size: int) -> str:
+        square = (size, size)
+        edges: dict[str, Any] = {"ceil_mode": 1, "count_include_pad": 0}
+        return self.add("AveragePool", x, kernel_shape=square, strides=square, **edges)
 
     def norm(self, x: str, name: str) -> str:
         weights = self.weight(name, "weight", "bias", "running_mean", "running_var")

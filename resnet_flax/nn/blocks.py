@@ -4,7 +4,8 @@ Images are NHWC. Submodules carry the names of torchvision's keys (``conv1``, ``
 ``downsample/0``), so that weights convert by rule.
 
 Sources: D2L, section "Residual Networks (ResNet)"; He et al., 2015 (arXiv:1512.03385) and, for
-pre-activation, 2016 (arXiv:1603.05027).
+pre-activation, 2016 (arXiv:1603.05027); Xie et al., 2016 (arXiv:1611.05431) for groups; another He
+et al., 2018 (arXiv:1812.01187) for the deep stem and the pooled shortcut.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,9 @@ from flax import linen as nn
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
+from resnet_flax.errors import InputError
 from resnet_flax.nn.layers import BatchNorm, Conv
+from resnet_flax.nn.ops.pooling import average_pool
 
 ModuleFactory = Callable[..., Any]
 
@@ -27,20 +30,51 @@ def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
     return norm(conv(x), train)
 
 
+class DeepStem(nn.Module):
+    """Three 3x3 convolutions in the place of the 7x7 (He et al., 2018), the first of stride 2.
+
+    Those but the last have half the channels, and a BN and a ReLU of their own. The layers have
+    the numbers that they have in timm's ``Sequential``.
+    """
+
+    channels: int
+    conv: ModuleFactory
+    norm: ModuleFactory
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N H2 W2 channels"]:
+        """Maps (N, H, W, C) to (N, ceil(H / 2), ceil(W / 2), channels)."""
+        half = (self.channels + 1) // 2
+        for number, strides in ((0, 2), (3, 1)):
+            conv = self.conv(half, 3, strides, 1, name=f"{number}")
+            x = nn.relu(normalized(conv, self.norm(name=f"{number + 1}"), x, train))
+        return self.conv(self.channels, 3, 1, 1, name="6")(x)
+
+
 class Shortcut(nn.Module):
-    """The 1x1 convolution that fits a block's input to its output, with or without a BN."""
+    """The 1x1 convolution that fits a block's input to its output, with or without a BN.
+
+    An average pooling in the place of its stride has the number 0, as in timm's ``Sequential``.
+    """
 
     features: int
     strides: int
     norm_shortcut: bool
+    average_shortcut: bool
     conv: ModuleFactory
     norm: ModuleFactory
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N H2 W2 features"]:
         """Maps (N, H, W, C) to (N, ceil(H / strides), ceil(W / strides), features)."""
-        conv = self.conv(self.features, 1, self.strides, name="0")
-        return normalized(conv, self.norm(name="1"), x, train) if self.norm_shortcut else conv(x)
+        strides, number = self.strides, 0
+        if self.average_shortcut:
+            x = average_pool(x, strides) if strides > 1 else x
+            strides, number = 1, 1
+        conv = self.conv(self.features, 1, strides, name=f"{number}")
+        if not self.norm_shortcut:
+            return conv(x)
+        return normalized(conv, self.norm(name=f"{number + 1}"), x, train)
 
 
 class Block(nn.Module):
@@ -51,7 +85,14 @@ class Block(nn.Module):
         use_1x1conv: whether the shortcut is a 1x1 convolution instead of the identity.
         strides: step of the block, in pixels.
         norm_shortcut: whether a BN follows the shortcut's convolution (torchvision) or not (D2L).
-        width_multiplier: factor on the channels of the 3x3 convolutions (Wide-ResNet).
+        average_shortcut: the shortcut takes its stride by average pooling (He et al., 2018, "D").
+        width_multiplier: factor on the channels of the 3x3 convolutions, and so of a `Residual`'s
+            output (Zagoruyko & Komodakis, 2016); a `Bottleneck` has ``width_per_group`` for it.
+        groups: of a `Bottleneck`'s 3x3 convolution (ResNeXt: Xie et al., 2016).
+        width_per_group: channels of each group in a block of 64: a `Bottleneck`'s 3x3 convolution
+            has ``int(num_channels * width_multiplier * width_per_group / 64) * groups`` in all.
+            128 is torchvision's ``wide_resnet50_2``.
+        dilation: distance of the pixels of a `Bottleneck`'s 3x3 kernel (Yu & Koltun, 2015).
         stride_first: a `Bottleneck` takes its stride in the first 1x1 convolution (He et al.,
             2015, "v1") instead of the 3x3 (torchvision, "v1.5"); a `Residual` has no choice.
         preactivation: BN and ReLU before each convolution instead of after (He et al., 2016).
@@ -68,7 +109,11 @@ class Block(nn.Module):
     use_1x1conv: bool = False
     strides: int = 1
     norm_shortcut: bool = False
+    average_shortcut: bool = False
     width_multiplier: float = 1.0
+    groups: int = 1
+    width_per_group: int = 64
+    dilation: int = 1
     stride_first: bool = False
     preactivation: bool = False
     zero_init_residual: bool = False
@@ -80,7 +125,8 @@ class Block(nn.Module):
     @property
     def width(self) -> int:
         """Channels of the 3x3 convolutions."""
-        return int(self.num_channels * self.width_multiplier)
+        per_group = self.num_channels * self.width_multiplier * self.width_per_group / 64
+        return int(per_group) * self.groups
 
     @property
     def features(self) -> int:
@@ -104,6 +150,7 @@ class Block(nn.Module):
             self.features,
             self.strides,
             self.norm_shortcut,
+            self.average_shortcut,
             self.conv,
             self.norm,
             name="downsample",
@@ -131,7 +178,17 @@ class Residual(Block):
     As in D2L, ``Residual(3)`` keeps the shape of a (4, 6, 6, 3) input, and
     ``Residual(6, use_1x1conv=True, strides=2)`` turns it into (4, 3, 3, 6). The attributes are
     those of `Block`.
+
+    Raises:
+        InputError: when it is asked for what PyTorch's has not: groups, or dilation.
     """
+
+    def __post_init__(self) -> None:
+        for name, only in (("groups", 1), ("width_per_group", 64), ("dilation", 1)):
+            if getattr(self, name) != only:
+                found = f"{name} cannot be {getattr(self, name)!r}"
+                raise InputError(f"{found} in a Residual, as in PyTorch's: take a Bottleneck")
+        super().__post_init__()
 
     @property
     def features(self) -> int:
@@ -182,7 +239,10 @@ class Bottleneck(Block):
         """
         first, second = (self.strides, 1) if self.stride_first else (1, self.strides)
         conv1 = self.conv(self.width, 1, first, name="conv1")
-        conv2 = self.conv(self.width, 3, second, 1, name="conv2")
+        # Said where there are any: a convolution from elsewhere may have other words for them.
+        given = {"groups": self.groups, "dilation": self.dilation}
+        given = {name: value for name, value in given.items() if value != 1}
+        conv2 = self.conv(self.width, 3, second, self.dilation, name="conv2", **given)
         conv3 = self.conv(self.features, 1, name="conv3")
         bn1, bn2, bn3 = self.norm(name="bn1"), self.norm(name="bn2"), self.last_norm("bn3")
         if self.preactivation:
@@ -206,6 +266,8 @@ class Stage(nn.Module):
         first_block: the network's first stage, which keeps height and width.
         block: makes the blocks: `Residual`, `Bottleneck` or a partial of either.
         stochastic_depth_rates: one rate for each block; empty for none.
+        dilations: of the first block, and of the others; where they differ, dilation stands in
+            the place of the stride, which is 1.
     """
 
     num_channels: int
@@ -213,16 +275,21 @@ class Stage(nn.Module):
     first_block: bool = False
     block: ModuleFactory = Residual
     stochastic_depth_rates: Sequence[float] = ()
+    dilations: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "N H W C"], train: bool = False
     ) -> Float[Array, "N H2 W2 features"]:
-        """Maps (N, H, W, C) to (N, H', W', C'), H' = ceil(H / 2) unless ``first_block``."""
+        """Maps (N, H, W, C) to (N, H', W', C'), H' = ceil(H / 2) where its stride is 2."""
         rates = self.stochastic_depth_rates or (0.0,) * self.num_residuals
+        first, others = self.dilations
+        keeps_size = self.first_block or first != others
         for index, rate in enumerate(rates):
-            strides = 2 if index == 0 and not self.first_block else 1
+            strides = 2 if index == 0 and not keeps_size else 1
             fields = {"strides": strides, "stochastic_depth_rate": rate, "name": str(index)}
+            if (dilation := others if index else first) != 1:
+                fields["dilation"] = dilation
             # A detached copy tells the block's output channels, which decide about the shortcut.
             features = self.block(self.num_channels, parent=None).features
             use_1x1conv = strides != 1 or x.shape[-1] != features

@@ -47,8 +47,11 @@ class Conv(nn.Module):
         kernel_size: side of the square kernel, in pixels.
         strides: step of the kernel, in pixels, along both axes.
         padding: zeros added on each of the four edges, in pixels.
+        dilation: distance of the kernel's pixels, along both axes.
+        groups: parts of the channels that are convolved apart; divides in and features.
         use_bias: whether a bias of shape (features,) is added.
-        kernel_init: initialiser of the kernel, shape (kernel_size, kernel_size, in, features).
+        kernel_init: initialiser of the kernel, shape (kernel_size, kernel_size, in / groups,
+            features).
         dtype: dtype of the computation and the output.
         param_dtype: dtype of the parameters.
     """
@@ -57,6 +60,8 @@ class Conv(nn.Module):
     kernel_size: int
     strides: int = 1
     padding: int = 0
+    dilation: int = 1
+    groups: int = 1
     use_bias: bool = True
     kernel_init: Initializer = xavier_uniform
     dtype: Dtype = jnp.float32
@@ -66,7 +71,7 @@ class Conv(nn.Module):
     def __call__(
         self, x: Float[Array, "N H W C"], centred: bool = False
     ) -> Float[Array, "N H2 W2 features"]:
-        """Convolves (N, H, W, C) into (N, H', W', features), H' = (H + 2p - k) // s + 1.
+        """Convolves (N, H, W, C) into (N, H', W', features), H' = (H + 2p - d(k - 1) - 1) // s + 1.
 
         Args:
             x: (N, H, W, C).
@@ -77,12 +82,14 @@ class Conv(nn.Module):
             ValueError: when the parameters were made for another C.
         """
         if self.has_variable("params", "kernel"):
-            check_channels("/".join(self.path), x, self.get_variable("params", "kernel"))
-        size, channels = self.kernel_size, x.shape[-1]
+            known: jax.Array = self.get_variable("params", "kernel")
+            check_channels("/".join(self.path), x, known, self.groups)
+        size, channels = self.kernel_size, x.shape[-1] // self.groups
         kernel = self.param(
             "kernel", self.kernel_init, (size, size, channels, self.features), self.param_dtype
         )
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = convolve(x, kernel, self.strides, self.padding, self.dilation)
         if self.use_bias:
             bias_init = uniform_bias(channels * size * size)
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
@@ -181,14 +188,15 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-def check_channels(layer: str, x: jax.Array, kernel: jax.Array) -> None:
+def check_channels(layer: str, x: jax.Array, kernel: jax.Array, groups: int = 1) -> None:
     """Makes sure that a convolution's input has the channels that its kernel (H, W, I, O) takes.
 
     Raises:
         ValueError: when it has not.
     """
-    if x.shape[-1] != kernel.shape[2]:
+    channels = kernel.shape[2] * groups
+    if x.shape[-1] != channels:
         raise ValueError(
-            f"{layer}: the input must have shape (N, H, W, {kernel.shape[2]}), not {x.shape}; the "
-            f"parameters were made for {kernel.shape[2]} channels"
+            f"{layer}: the input must have shape (N, H, W, {channels}), not {x.shape}; the "
+            f"parameters were made for {channels} channels"
         )

@@ -1,4 +1,4 @@
-"""The residual network, and the family from ResNet-18 to ResNet-152.
+"""The residual network, and the family: torchvision's, and timm's "D".
 
 Submodules carry the names of torchvision's keys (``conv1``, ``layer1/0/bn2``, ``fc``), so that
 weights convert by rule. What distinguishes D2L's network from torchvision's is data (`FLAVOURS`),
@@ -9,9 +9,11 @@ Sources: D2L, section "Residual Networks (ResNet)"; He et al., 2015 (arXiv:1512.
 """
 
 import dataclasses
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ from resnet_flax.errors import InputError
 from resnet_flax.nn.blocks import (
     Block,
     Bottleneck,
+    DeepStem,
     ModuleFactory,
     Residual,
     Stage,
@@ -44,8 +47,13 @@ from resnet_flax.nn.preprocessing import check_shape
 # Images scaled to [0, 1], or normalised to mean 0 and deviation 1, stay well below it; of those in
 # 0..255 nearly all have a pixel above.
 LARGEST_SCALED = 25.0
-STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "small": (3, 1, True)}
-"""Name -> (kernel's side, its stride, whether 3x3 max pooling of stride 2 follows)."""
+STEMS = {
+    "imagenet": (7, 2, True),
+    "cifar": (3, 1, False),
+    "small": (3, 1, True),
+    "deep": (3, 2, True),
+}
+"""Name -> (first kernel's side, its stride, whether 3x3 max pooling of stride 2 follows)."""
 BLOCKS: dict[str, type[Block]] = {block.__name__: block for block in (Residual, Bottleneck)}
 DTYPES = ("float32", "bfloat16")
 """Of a saved network's computation."""
@@ -56,6 +64,7 @@ def _field(default: Any, **metadata: Any) -> Any:
     """A field with what it may be: from ``low`` to ``high``, or one of the names ``choices``.
 
     ``saved=False``: it does not matter to a trained network, and its description leaves it out.
+    ``later=True``: version 0.1.0 had it not, and what it wrote means the default.
     """
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -72,9 +81,14 @@ class ResNet(nn.Module):
         num_classes: classes; 0 leaves the dense layer out and returns the pooled features.
         use_bias: whether convolutions have a bias (D2L) or not (torchvision).
         norm_shortcut: whether a BN follows the shortcut's convolution (torchvision) or not (D2L).
-        stem: "imagenet" (7x7, stride 2, then 3x3 max pool, stride 2), "cifar" (3x3, stride 1), or
-            "small" (3x3, stride 1, then 3x3 max pool, stride 2).
+        stem: "imagenet" (7x7, stride 2, then 3x3 max pool, stride 2), "cifar" (3x3, stride 1),
+            "small" (3x3, stride 1, then 3x3 max pool, stride 2), or "deep" (as "imagenet", but
+            three 3x3 of which the first has the stride; those but the last have half the channels).
         channels: of the stem and the first stage; each further stage has twice as many.
+        replace_stride_with_dilation: for each stage after the first, whether its kernels are
+            dilated twice as far in the place of its stride of 2, so that its output keeps its size,
+            as dense prediction wants it; `Bottleneck` only. Empty for none. A pooled shortcut does
+            not pool there (timm's with ``output_stride`` averages neighbours).
         stochastic_depth_rate: the last block's rate; it grows linearly from 0 at the first.
         conv_init: initialiser of the convolutions' kernels.
         dense_init: initialiser of the dense layer's kernel.
@@ -95,6 +109,10 @@ class ResNet(nn.Module):
     stem: str = _field("imagenet", choices={name: name for name in STEMS})
     channels: int = _field(64, low=1, high=4096)
     width_multiplier: float = _field(1.0, low=0.01, high=100.0)
+    groups: int = _field(1, low=1, high=1024, later=True)
+    width_per_group: int = _field(64, low=1, high=1024, later=True)
+    replace_stride_with_dilation: Sequence[bool] = _field((), later=True)
+    average_shortcut: bool = _field(False, later=True)
     stride_first: bool = False
     preactivation: bool = False
     zero_init_residual: bool = False
@@ -112,6 +130,13 @@ class ResNet(nn.Module):
         self.stage_sizes = _stage_sizes(self.stage_sizes)
         for field in dataclasses.fields(type(self)):
             _check_field(field, getattr(self, field.name))
+        self.replace_stride_with_dilation = _replacements(
+            self.replace_stride_with_dilation, len(self.stage_sizes) - 1, self.block
+        )
+        # The block says what it has not.
+        self.block(
+            self.channels, groups=self.groups, width_per_group=self.width_per_group, parent=None
+        )
         super().__post_init__()
 
     @property
@@ -129,7 +154,15 @@ class ResNet(nn.Module):
     def total_stride(self) -> int:
         """Pixels of the image, along an axis, to one value of the last stage's output."""
         _, strides, pooled = STEMS[self.stem]
-        return strides * (2 if pooled else 1) * 2 ** (len(self.stage_sizes) - 1)
+        halved = [first == others for first, others in self.dilations[1:]]
+        return strides * (2 if pooled else 1) * 2 ** sum(halved)
+
+    @property
+    def dilations(self) -> list[tuple[int, int]]:
+        """Of each stage's first block and of its others; where they differ, its stride is 1."""
+        factors = [2 if replaced else 1 for replaced in self.replace_stride_with_dilation]
+        reached = accumulate([1, *(factors or [1] * (len(self.stage_sizes) - 1))], operator.mul)
+        return list(pairwise([1, *reached]))
 
     @nn.compact
     def __call__(
@@ -158,7 +191,10 @@ class ResNet(nn.Module):
         block = partial(
             self.block,
             norm_shortcut=self.norm_shortcut,
+            average_shortcut=self.average_shortcut,
             width_multiplier=self.width_multiplier,
+            groups=self.groups,
+            width_per_group=self.width_per_group,
             stride_first=self.stride_first,
             preactivation=self.preactivation,
             zero_init_residual=self.zero_init_residual,
@@ -168,13 +204,17 @@ class ResNet(nn.Module):
         )
 
         x = images.astype(self.dtype)
+        learns = train and self.frozen_stages < 1
         size, strides, pooled = STEMS[self.stem]
-        conv1 = conv(self.channels, size, strides, size // 2, name="conv1")
+        if self.stem == "deep":
+            conv1 = partial(DeepStem(self.channels, conv, norm, name="conv1"), train=learns)
+        else:
+            conv1 = conv(self.channels, size, strides, size // 2, name="conv1")
         if self.preactivation:
             x = conv1(x)
             x = max_pool(x, 3, 2, 1) if pooled else x
         else:
-            x = normalized(conv1, norm(name="bn1"), x, train and self.frozen_stages < 1)
+            x = normalized(conv1, norm(name="bn1"), x, learns)
             x = max_pool_rectified(x) if pooled else nn.relu(x)
 
         maps = []
@@ -187,6 +227,7 @@ class ResNet(nn.Module):
                 index == 0,
                 block,
                 stage_rates,
+                self.dilations[index],
                 name=f"layer{index + 1}",
             )(x, train and self.frozen_stages < index + 2)
             maps.append(x)
@@ -214,12 +255,23 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet8": {"stage_sizes": (1, 1, 1), "channels": 32, **_SMALL},
     "resnet14": {"stage_sizes": (2, 2, 2), "channels": 64, **_SMALL},
     "resnet18": {"stage_sizes": (2, 2, 2, 2)},
+    "resnet26": {"block": Bottleneck, "stage_sizes": (2, 2, 2, 2)},
     "resnet34": {"stage_sizes": (3, 4, 6, 3)},
     "resnet50": {"block": Bottleneck, "stage_sizes": (3, 4, 6, 3)},
     "resnet101": {"block": Bottleneck, "stage_sizes": (3, 4, 23, 3)},
     "resnet152": {"block": Bottleneck, "stage_sizes": (3, 8, 36, 3)},
 }
-"""Name -> fields of `ResNet`; from resnet18 on, table 1 of He et al., 2015."""
+"""Name -> fields of `ResNet`: table 1 of He et al., 2015, and torchvision's and timm's names."""
+_50, _101 = ARCHITECTURES["resnet50"], ARCHITECTURES["resnet101"]
+_D = {"stem": "deep", "average_shortcut": True}  # the variant's letter in He et al., 2018
+ARCHITECTURES |= {
+    **{f"resnet{n}d": ARCHITECTURES[f"resnet{n}"] | _D for n in (18, 26, 34, 50, 101, 152)},
+    "resnext50_32x4d": _50 | {"groups": 32, "width_per_group": 4},
+    "resnext101_32x8d": _101 | {"groups": 32, "width_per_group": 8},
+    "resnext101_64x4d": _101 | {"groups": 64, "width_per_group": 4},
+    "wide_resnet50_2": _50 | {"width_per_group": 128},
+    "wide_resnet101_2": _101 | {"width_per_group": 128},
+}
 
 FLAVOURS: dict[str, dict[str, Any]] = {
     "d2l": {
@@ -295,20 +347,22 @@ def describe_model(model: ResNet) -> dict[str, Any]:
         value = getattr(model, field.name)
         if choices := field.metadata.get("choices"):
             value = next(name for name, choice in choices.items() if choice == value)
-        described[field.name] = value
-    dtype = jnp.dtype(model.dtype).name
-    return described | {"stage_sizes": list(model.stage_sizes), "dtype": dtype}
+        described[field.name] = list(value) if isinstance(value, tuple) else value
+    return described | {"dtype": jnp.dtype(model.dtype).name}
 
 
 def model_from_description(description: Mapping[str, Any], num_classes: int) -> ResNet:
     """The inverse of `describe_model`, for a description from anywhere.
 
     Raises:
-        InputError: when a field is missing, of the wrong kind, or out of range.
+        InputError: when a field of version 0.1.0 is missing, or one is of the wrong kind or out of
+            range.
     """
     fields: dict[str, Any] = {}
     for field in _saved_fields():
         name, value = field.name, description.get(field.name)
+        if field.metadata.get("later") and name not in description:
+            continue
         choices = {dtype: dtype for dtype in DTYPES} if name == "dtype" else None
         if choices := field.metadata.get("choices", choices):
             _require(isinstance(value, str) and value in choices, name, value)
@@ -330,6 +384,14 @@ def _stage_sizes(sizes: Any) -> tuple[int, ...]:
     _require(whole and 1 <= len(counts) <= MOST_STAGES, "stage_sizes", sizes)
     _require(sum(counts) <= MOST_BLOCKS, "stage_sizes", sizes)
     return tuple(map(int, counts))
+
+
+def _replacements(given: Any, stages: int, block: Any) -> tuple[bool, ...]:
+    flags = tuple(given) if isinstance(given, Sequence) else (None,)
+    fine = all(isinstance(flag, bool | np.bool_) for flag in flags) and len(flags) in (0, stages)
+    fine = fine and not (block is Residual and any(flags))  # PyTorch's has none either
+    _require(fine, "replace_stride_with_dilation", given)
+    return tuple(map(bool, flags))
 
 
 def _check_field(field: dataclasses.Field[Any], value: Any) -> None:

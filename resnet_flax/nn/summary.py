@@ -65,7 +65,7 @@ def summarize(model: ResNet, image_size: int, channels: int = 1) -> list[Row]:
 def _multiply_adds(module: nn.Module, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:
     if isinstance(module, Conv):
         height, width, features = outputs
-        return height * width * features * module.kernel_size**2 * inputs[-1]
+        return height * width * features * module.kernel_size**2 * inputs[-1] // module.groups
     if isinstance(module, Dense):
         return inputs[-1] * outputs[-1]
     return 0

@@ -50,6 +50,10 @@ def torch_keys(leaves: Iterable[Leaf], layout: str) -> dict[Leaf, str]:
     keys = {leaf: ".".join((*leaf[1:-1], LEAVES.get(leaf[-1], leaf[-1]))) for leaf in leaves}
     stages = len({leaf[1] for leaf in keys if leaf[1].startswith("layer")})
     rules = list(LAYOUTS[layout]) if stages else []  # a block alone has no stem or dense layer
+    if layout != "torchvision" and not any("downsample.0." in key for key in keys.values()):
+        # Only timm gives a shortcut's pooling a number, and so puts the convolution's up by one.
+        pooled = ((rf"\bdownsample\.{n + 1}\.", f"downsample.{n}.") for n in (0, 1))
+        rules = [*pooled, *rules]
     if layout.startswith("d2l") and not any("conv3." in key for key in keys.values()):
         # D2L's block calls its shortcut conv3, unless that is a bottleneck's third convolution.
         rules.append((r"\bdownsample\.0\.", "conv3."))

@@ -90,7 +90,7 @@ def from_torch(
         given |= {keys[leaf]: np.asarray(value).T for leaf, value in drawn}
         logger.info("dense layer: drawn anew for %d classes", model.num_classes)
 
-    stem = _stem(expected)
+    stem = stem_kernel(expected)
     shapes = {
         keys[leaf]: tuple(spec.shape[axis] for axis in TO_TORCH[len(spec.shape)])
         for leaf, spec in expected.items()
@@ -139,7 +139,7 @@ def to_torch(
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r}: choose from {', '.join(LAYOUTS)}")
     given = {leaf: _with_shape("/".join(leaf), v) for leaf, v in flatten_dict(variables).items()}
-    expected = variable_shapes(model, _channels(given.get(_stem(given)), axis=2))
+    expected = variable_shapes(model, _channels(given.get(stem_kernel(given)), axis=2))
     shapes = {"/".join(leaf): spec.shape for leaf, spec in expected.items()}
     _check("the variables", shapes, {"/".join(leaf): value for leaf, value in given.items()})
 
@@ -163,9 +163,10 @@ def _init(model: Any, key: jax.Array, images: jax.Array) -> Any:
     return model.init(key, images)  # JAX remembers the shapes of each model
 
 
-def _stem(leaves: Iterable[Leaf]) -> Leaf:
+def stem_kernel(leaves: Iterable[Leaf]) -> Leaf:
     """The first convolution's kernel, whose input channels are those of the images."""
-    return min((leaf for leaf in leaves if leaf[-2:] == ("conv1", "kernel")), default=())
+    ends = ("conv1", "kernel"), ("conv1", "0", "kernel")  # of one convolution, of a deep stem
+    return min((leaf for leaf in leaves if leaf[-2:] in ends or leaf[-3:] in ends), default=())
 
 
 def _channels(kernel: Any, axis: int) -> int:

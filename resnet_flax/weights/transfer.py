@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -10,10 +10,11 @@ import numpy as np
 from flax.typing import Dtype
 
 from resnet_flax.errors import InputError, one_line
-from resnet_flax.nn.resnet import ResNet, build_model
+from resnet_flax.nn.blocks import Bottleneck
+from resnet_flax.nn.resnet import STEMS, ResNet, build_model
 from resnet_flax.weights.files import load_safetensors
-from resnet_flax.weights.keys import HEAD
-from resnet_flax.weights.state_dict import from_torch, match, to_torch
+from resnet_flax.weights.keys import HEAD, match_keys
+from resnet_flax.weights.state_dict import from_torch, match, stem_kernel, to_torch
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,22 @@ def guess_model(
 ) -> ResNet:
     """Builds the network of a state dict in any layout, as `build_model` does.
 
-    Convolutions with biases make the flavour d2l, the dense layer tells the number of classes.
+    Convolutions with biases make the flavour d2l, the dense layer tells the number of classes, and
+    the shapes tell stem, groups and widths where these are not the named network's. ``fields`` win.
+
+    Raises:
+        InputError: when a name is unknown, or a stem of 3x3 could be one of two.
     """
     flavour = flavour or ("d2l" if _has_biases(state_dict) else "torchvision")
     matrices = [np.shape(value) for value in state_dict.values() if np.ndim(value) == 2]
-    return build_model(name, flavour, num_classes=matrices[0][0] if matrices else 0, **fields)
+    classes = matrices[0][0] if matrices else 0
+    named = build_model(name, flavour, num_classes=classes, **fields)
+    told = _told_by_kernels(named, state_dict, fields)
+    other = {field: value for field, value in told.items() if value != getattr(named, field)}
+    if other:
+        listed = ", ".join(f"{field}={value!r}" for field, value in other.items())
+        logger.info("the weights are those of %s with %s", name, listed)
+    return build_model(name, flavour, num_classes=classes, **fields, **other)
 
 
 def start_from(
@@ -44,7 +56,7 @@ def start_from(
     """
     logger.info("start from %s", path)
     weights = match(model, load_safetensors(path), channels)
-    leaves = ("params", "conv1", "kernel"), HEAD[1]
+    leaves = stem_kernel(weights.expected), HEAD[1]
     stem, head = (weights.tensors.get(weights.keys[leaf]) for leaf in leaves)
     biased = _has_biases(weights.tensors)
     if stem is not None and biased != model.use_bias:
@@ -83,6 +95,46 @@ def convert(
                 f"num_batches_tracked differed between layers ({sorted(counts)}): wrote {count}"
             )
         return to_torch(model, variables, layout, num_batches_tracked=count)
+
+
+def _told_by_kernels(
+    model: ResNet, state_dict: Mapping[str, Any], given: Collection[str]
+) -> dict[str, Any]:
+    """The fields, but those given, of a network that has the model's depth and blocks."""
+    stage, bottleneck = len(model.stage_sizes), model.block is Bottleneck
+    layers = ("conv1", "conv2", *(["conv3"] if bottleneck else []), "downsample/0", "downsample/1")
+    paths = ["conv1", "conv1/0", "conv1/6", *(f"layer{stage}/0/{layer}" for layer in layers)]
+    leaves = {path: ("params", *path.split("/"), "kernel") for path in paths}
+    keys = match_keys(leaves.values(), state_dict)
+    found = {path: np.shape(state_dict.get(keys[leaf], ())) for path, leaf in leaves.items()}
+    shapes = {path: shape for path, shape in found.items() if len(shape) == 4 and all(shape)}
+
+    told: dict[str, Any] = {}
+    if "conv1/0" in shapes:
+        told["stem"] = "deep"
+    elif "conv1" in shapes and "stem" not in given:
+        side = shapes["conv1"][-1]
+        stems = [name for name, stem in STEMS.items() if stem[0] == side and name != "deep"]
+        if len(stems) > 1 and model.stem not in stems:
+            raise InputError(f"which `stem` has kernels of {side}x{side}, {' or '.join(stems)}?")
+        told["stem"] = model.stem if model.stem in stems or not stems else stems[0]
+    if f"layer{stage}/0/downsample/1" in shapes:
+        told["average_shortcut"] = True
+    stem = shapes.get("conv1/6", shapes.get("conv1"))
+    conv = shapes.get(f"layer{stage}/0/conv{2 if bottleneck else 1}")
+    if stem and conv:
+        told["channels"] = stem[0]
+        groups = max(1, conv[0] // conv[1]) if bottleneck else 1
+        width = conv[0] / groups / (stem[0] * 2 ** (stage - 1))
+        if bottleneck:
+            told["groups"] = groups
+        if bottleneck and (64 * width).is_integer():
+            told |= {"width_per_group": int(64 * width), "width_multiplier": 1.0}
+        else:
+            told |= {"width_per_group": 64, "width_multiplier": width}
+        if "width_multiplier" in given:  # which leaves the other no say
+            del told["width_per_group"]
+    return {name: value for name, value in told.items() if name not in given}
 
 
 def _has_biases(state_dict: Mapping[str, Any]) -> bool:

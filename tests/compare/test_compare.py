@@ -322,6 +322,18 @@ def test_whole_networks_are_matched_by_name(layout: str) -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_groups_a_deep_stem_and_a_pooled_shortcut_are_followed() -> None:
+    fields: dict[str, Any] = {"stem": "deep", "channels": 8, "groups": 2, "average_shortcut": True}
+    net = reference.TorchvisionResNet((1,), 1, 3, bottleneck=True, **fields)
+    model = ResNet((1,), Bottleneck, 3, use_bias=False, norm_shortcut=True, **fields)
+    comparison = compare_with_torch(
+        model, from_torch(model, net.state_dict()), net, IMAGES[..., :1]
+    )
+    assert found(comparison) == (None, None)
+    layers = {row.layer for row in comparison.rows}
+    assert {"conv1/0", "conv1/6", "layer1/0/downsample/1", "layer1/0/conv2"} <= layers
+
+
 # --- The table, and misuse.
 
 

@@ -3,12 +3,14 @@
 import optax
 import pytest
 
+from resnet_flax import build_model
 from resnet_flax.data import Dataset
 from resnet_flax.errors import InputError
-from resnet_flax.inference.evaluate import evaluate, load_test_set
+from resnet_flax.inference.evaluate import evaluate, load_test_set, read_weights
 from resnet_flax.training import step as training
 from resnet_flax.training.step import Images, create_train_state
-from tests.support.finished_run import new_network
+from resnet_flax.weights import save_safetensors, to_torch
+from tests.support.finished_run import new_network, new_variables
 
 
 def test_it_agrees_with_the_evaluation_in_training(shared_run):
@@ -35,3 +37,13 @@ def test_a_run_does_not_choose_which_folder_is_read():
     network = new_network(dataset="folder:/etc")
     with pytest.raises(InputError, match="trained on folder:/etc: name the folder by `dataset`"):
         load_test_set(network, None, None)
+
+
+def test_a_deep_stems_file_tells_its_channels(tmp_path):
+    model = build_model("resnet18d", "torchvision")
+    path = tmp_path / "weights.safetensors"
+    variables = new_variables(new_network(model, image_shape=(28, 28, 3)))
+    save_safetensors(path, to_torch(model, variables))
+    network, _ = read_weights(path, "resnet18")
+    assert network.model == model
+    assert network.image_shape == (28, 28, 3)

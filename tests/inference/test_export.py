@@ -25,6 +25,15 @@ MODELS = {
     "stride first": ResNet(**SMALL, block=Bottleneck, stride_first=True, width_multiplier=2),
     "preactivation": ResNet(**SMALL, preactivation=True, stem="cifar"),
     "preactivated bottleneck": ResNet(**SMALL, block=Bottleneck, preactivation=True),
+    "groups": ResNet(**SMALL, block=Bottleneck, groups=2, width_per_group=128),
+    "dilation": ResNet(
+        (1, 2, 2),
+        channels=8,
+        stem="cifar",
+        block=Bottleneck,
+        replace_stride_with_dilation=(False, True),
+    ),
+    "D": ResNet((1, 1, 1), channels=8, stem="deep", average_shortcut=True, norm_shortcut=True),
     "small stem": ResNet(**SMALL, stem="small", epsilon=1e-2),
 }
 # Three of its convolutions would take Winograd's way on a CPU.
@@ -81,6 +90,12 @@ def test_stablehlo_gives_the_networks_logits():
 
 def test_stablehlo_of_convolutions_that_take_another_way_on_a_cpu():
     network = new_network(WIDE)
+    assert export_stablehlo(network, new_variables(network))
+
+
+@pytest.mark.parametrize("name", ["groups", "D"])
+def test_stablehlo_of_the_familys_other_fields(name):
+    network = new_network(MODELS[name], image_size=20)
     assert export_stablehlo(network, new_variables(network))
 
 

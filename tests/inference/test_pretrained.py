@@ -37,6 +37,10 @@ MODELS = {
         stem="cifar",
         channels=32,
         width_multiplier=2,
+        groups=4,
+        width_per_group=32,
+        replace_stride_with_dilation=(False, True, True),
+        average_shortcut=True,
         stride_first=True,
         preactivation=True,
         zero_init_residual=True,
@@ -94,6 +98,16 @@ def test_float16_files_and_bfloat16_networks(tmp_path):
     save_file(halved, tmp_path / "model.safetensors")
     _, variables = from_pretrained(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+
+
+def test_a_run_of_version_0_1_0_has_fewer_fields(shared_run, run):
+    content = json.loads((run / "config.json").read_text())
+    for name in ("groups", "width_per_group", "replace_stride_with_dilation", "average_shortcut"):
+        del content["network"][name]
+    (run / "config.json").write_text(json.dumps(content))
+    model, variables = from_pretrained(run)
+    assert model.groups == 1
+    chex.assert_trees_all_equal(variables, shared_run.variables)
 
 
 def test_a_finished_run_can_be_resumed_and_stays_readable(run):
@@ -187,6 +201,13 @@ def test_configurations_that_are_none(run, content):
         ("channels", 8.0),
         ("channels", True),
         ("width_multiplier", float("nan")),
+        ("groups", 2),
+        ("groups", 10**9),
+        ("width_per_group", 4),
+        ("replace_stride_with_dilation", None),
+        ("replace_stride_with_dilation", [True]),
+        ("replace_stride_with_dilation", [0]),
+        ("average_shortcut", 0),
         ("epsilon", -1),
         ("use_bias", 1),
         ("classes", ["a"] * 10_001),

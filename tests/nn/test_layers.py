@@ -40,6 +40,20 @@ def test_convolution_pads_all_four_edges_as_pytorch(size, kernel, strides, paddi
     np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
 
 
+def test_dilation_and_groups_are_pytorchs():
+    images, dilation, groups = random_images(2, 9, 8, 4), 2, 4
+    conv = Conv(8, 3, 2, dilation, dilation=dilation, groups=groups)
+    ours, variables = conv.init_with_output(KEY, images)
+    kernel, bias = (np.array(variables["params"][name]) for name in ("kernel", "bias"))
+    theirs = torch.nn.Conv2d(4, 8, 3, 2, dilation, dilation, groups)
+    weight = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+    theirs.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+    expected = theirs(nchw(images)).detach().permute(0, 2, 3, 1)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"must have shape \(N, H, W, 4\), not \(2, 9, 8, 2\)"):
+        conv.apply(variables, images[..., :2])
+
+
 def test_batch_norm_follows_pytorch_over_steps():
     ours, theirs = BatchNorm(), torch.nn.BatchNorm2d(3)
     variables = ours.init(KEY, jnp.zeros((1, 2, 2, 3)))
@@ -104,6 +118,11 @@ def test_initial_values_have_the_bounds_of_d2l_and_pytorch():
     params = Conv(outputs, size, kernel_init=kaiming_normal).init(KEY, images)["params"]
     np.testing.assert_allclose(np.std(params["kernel"]), (2 / fan_out) ** 0.5, rtol=0.03)
     assert np.abs(params["kernel"]).max() > 3 * (2 / fan_out) ** 0.5  # not truncated
+    # A group's kernels meet the group's channels alone.
+    params = Conv(outputs, size, groups=4).init(KEY, images)["params"]
+    fan_in = inputs // 4 * size**2
+    assert_uniform(params["kernel"], (6 / (fan_in + fan_out)) ** 0.5, samples=4608)
+    assert_uniform(params["bias"], fan_in**-0.5, samples=64)
 
 
 def assert_uniform(values: jax.Array, bound: float, samples: int = 5000) -> None:

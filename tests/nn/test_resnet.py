@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from functools import partial
 
 import chex
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import resnet_flax
 from resnet_flax import Bottleneck, Residual, ResNet, Stage, build_model, resnet18
@@ -41,15 +43,23 @@ def test_the_texts_two_residual_blocks():
         ("resnet50", "torchvision", 3, 1000, 25_557_032),
         ("resnet101", "torchvision", 3, 1000, 44_549_160),
         ("resnet152", "torchvision", 3, 1000, 60_192_808),
+        ("resnext50_32x4d", "torchvision", 3, 1000, 25_028_904),
+        ("resnext101_32x8d", "torchvision", 3, 1000, 88_791_336),
+        ("resnext101_64x4d", "torchvision", 3, 1000, 83_455_272),
+        ("wide_resnet50_2", "torchvision", 3, 1000, 68_883_240),
+        ("wide_resnet101_2", "torchvision", 3, 1000, 126_886_696),
     ],
 )
 def test_parameter_counts(name, flavour, channels, classes, count):
     assert parameter_count(build_model(name, flavour, num_classes=classes), channels) == count
 
 
-def test_wide_resnet50_has_torchvisions_parameter_count():
-    model = build_model("resnet50", "torchvision", num_classes=1000, width_multiplier=2.0)
-    assert parameter_count(model, 3) == 68_883_240
+def test_a_width_multiplier_of_two_is_128_channels_per_group():
+    by_factor, by_group = (
+        shapes(build_model("resnet50", "torchvision", **width), 3)
+        for width in ({"width_multiplier": 2.0}, {"width_per_group": 128})
+    )
+    assert by_factor == by_group
 
 
 def test_submodules_carry_torchvisions_names():
@@ -59,6 +69,44 @@ def test_submodules_carry_torchvisions_names():
     assert set(params["layer2"]["0"]["downsample"]) == {"0", "1"}
     assert set(shapes(resnet18())["params"]["layer2"]["0"]["downsample"]) == {"0"}
     assert "downsample" not in params["layer1"]["0"]
+
+
+def test_the_layers_of_a_d_network_have_timms_numbers():
+    params = shapes(build_model("resnet26d", "torchvision"))["params"]
+    assert set(params["conv1"]) == {"0", "1", "3", "4", "6"}
+    kernels = [params["conv1"][number]["kernel"].shape for number in "036"]
+    assert kernels == [(3, 3, 1, 32), (3, 3, 32, 32), (3, 3, 32, 64)]
+    for stage in ("layer1", "layer2"):  # though the first has nothing to pool
+        assert set(params[stage]["0"]["downsample"]) == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("replaced", "sides", "dilations"),
+    [
+        ((), (16, 8, 4, 2), [1, 1, 1, 1, 1, 1, 1, 1]),
+        ((False, False, False), (16, 8, 4, 2), [1, 1, 1, 1, 1, 1, 1, 1]),
+        ((False, False, True), (16, 8, 4, 4), [1, 1, 1, 1, 1, 1, 1, 2]),
+        ((False, True, True), (16, 8, 8, 8), [1, 1, 1, 1, 1, 2, 2, 4]),
+        ((True, False, True), (16, 16, 8, 8), [1, 1, 1, 2, 2, 2, 2, 4]),
+    ],
+)
+@pytest.mark.parametrize("size", [64, 61])
+def test_dilation_in_the_place_of_stride_as_torchvision_has_it(replaced, sides, dilations, size):
+    found = []
+
+    def record(call, args, kwargs, context):
+        module = context.module
+        if isinstance(module, resnet_flax.nn.layers.Conv) and module.name == "conv2":
+            found.append(module.dilation)
+        return call(*args, **kwargs)
+
+    model = ResNet((2,) * 4, Bottleneck, channels=4, replace_stride_with_dilation=replaced)
+    images = jnp.zeros((1, size, size, 1))
+    with nn.intercept_methods(record):
+        maps, _ = jax.eval_shape(lambda: model.init_with_output(KEY, images, features=True))
+    assert tuple(m.shape[1] for m in maps) == sides
+    assert found == dilations
+    assert sides[-1] == math.ceil(size / model.total_stride)
 
 
 def test_one_channel_input_is_not_broadcast_into_the_shortcut():
@@ -203,11 +251,33 @@ def test_unknown_names_are_told_with_the_choices():
         ({"use_bias": 1}, "use_bias"),
         ({"dropout_rate": 1.5}, "dropout_rate"),
         ({"stem": "huge"}, "stem"),
+        ({"groups": 0, "block": Bottleneck}, "groups"),
+        ({"groups": True, "block": Bottleneck}, "groups"),
+        ({"groups": 2}, "groups"),
+        ({"width_per_group": 4.5, "block": Bottleneck}, "width_per_group"),
+        ({"width_per_group": 128}, "width_per_group"),
+        ({"average_shortcut": 1}, "average_shortcut"),
+        *(
+            ({"replace_stride_with_dilation": value, **fields}, "replace_stride_with_dilation")
+            for fields, value in [
+                ({"stage_sizes": (1, 1)}, (True,)),
+                ({"stage_sizes": (1, 1), "block": Bottleneck}, (True, False)),
+                ({"stage_sizes": (1, 1), "block": Bottleneck}, (1,)),
+                ({"stage_sizes": (1, 1), "block": Bottleneck}, True),
+                ({"block": Bottleneck}, (True,)),
+            ]
+        ),
     ],
 )
 def test_a_field_out_of_range_is_refused_where_the_network_is_made(fields, name):
     with pytest.raises(ValueError, match=f"^{name} cannot be "):
         ResNet(**{"stage_sizes": (1,), **fields})
+
+
+@pytest.mark.parametrize("field", [{"groups": 2}, {"width_per_group": 4}, {"dilation": 2}])
+def test_a_basic_block_has_neither_groups_nor_dilation(field):
+    with pytest.raises(InputError, match=f"^{next(iter(field))} cannot be .* take a Bottleneck"):
+        Residual(8, **field)
 
 
 def test_lists_and_numpys_numbers_are_taken():
@@ -225,6 +295,10 @@ def test_a_network_tells_all_that_decides_its_function():
         "stem": "small",
         "channels": 8,
         "width_multiplier": 2.0,
+        "groups": 2,
+        "width_per_group": 32,
+        "replace_stride_with_dilation": (True,),
+        "average_shortcut": True,
         "stride_first": True,
         "preactivation": True,
         "zero_init_residual": True,
@@ -244,8 +318,28 @@ def test_a_network_tells_all_that_decides_its_function():
     assert names == changed.keys() | untold
 
 
+def test_a_description_by_version_0_1_0_means_the_defaults():
+    model = ResNet((1, 1), Bottleneck, dtype="float32")
+    description = describe_model(model)
+    later = ("groups", "width_per_group", "replace_stride_with_dilation", "average_shortcut")
+    before = {name: value for name, value in description.items() if name not in later}
+    assert model_from_description(before, 10) == model
+    with pytest.raises(InputError, match="groups cannot be None"):
+        model_from_description(before | {"groups": None}, 10)
+    del before["channels"]
+    with pytest.raises(InputError, match="channels cannot be None"):
+        model_from_description(before, 10)
+
+
 def test_the_parts_are_the_variables_and_the_stride_is_that_of_the_shapes():
-    for fields in ({}, {"preactivation": True}, {"stem": "cifar"}, {"num_classes": 0}):
+    for fields in (
+        {},
+        {"preactivation": True},
+        {"stem": "cifar"},
+        {"num_classes": 0},
+        {"stem": "deep", "average_shortcut": True},
+        {"block": Bottleneck, "replace_stride_with_dilation": (False, True)},
+    ):
         model = ResNet((1, 1, 1), channels=4, **fields)
         images = jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32)
         variables = jax.eval_shape(model.init, jax.random.key(0), images)

@@ -1,6 +1,6 @@
 import pytest
 
-from resnet_flax.nn.resnet import resnet18, resnet50
+from resnet_flax.nn.resnet import build_model, resnet18, resnet50
 from resnet_flax.nn.summary import Row, summarize
 
 D2L_TABLE = [  # D2L's shapes; multiply-adds by hand: H * W * C' * k * k * C over the convolutions
@@ -20,7 +20,24 @@ def test_d2ls_table_at_224():
     assert sum(row.parameters for row in rows) == 11_178_378
 
 
-@pytest.mark.parametrize("fields", [{"preactivation": True}, {"num_classes": 0}, {"stem": "cifar"}])
+@pytest.mark.parametrize(
+    ("name", "billions"), [("resnext50_32x4d", 4.230), ("wide_resnet50_2", 11.398)]
+)
+def test_multiply_adds_are_those_that_torchvision_publishes(name, billions):
+    model = build_model(name, "torchvision", num_classes=1000)
+    total = sum(row.multiply_adds for row in summarize(model, 224, 3))
+    assert round(total / 1e9, 3) == billions
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"preactivation": True},
+        {"num_classes": 0},
+        {"stem": "cifar"},
+        {"stem": "deep", "average_shortcut": True},
+    ],
+)
 def test_every_parameter_is_in_a_row(fields):
     import jax
     import jax.numpy as jnp

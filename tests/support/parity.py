@@ -76,7 +76,7 @@ def block(
     num_channels: int,
     strides: int,
     use_bias: bool = False,
-    **fields: bool,
+    **fields: bool | int,
 ) -> Case:
     def ours(dtype: str) -> Any:
         use_1x1conv = strides != 1 or channels != kind(num_channels).features
@@ -105,18 +105,26 @@ def d2l_stage(number: int) -> Case:
     return Case(f"stage{number}-d2l", channels, ours, theirs, "d2l")
 
 
-def stage(number: int, kind: type[Residual | Bottleneck], name: str) -> Case:
+def stage(
+    number: int,
+    kind: type[Residual | Bottleneck],
+    name: str,
+    dilations: tuple[int, int] = (1, 1),
+    **fields: bool | int,
+) -> Case:
     num_channels = 4 * 2**number
     channels = 8 if number == 1 else kind(num_channels // 2).features
     first = number == 1
 
     def ours(dtype: str) -> Stage:
-        return Stage(num_channels, 2, first, partial(kind, **layers(dtype, use_bias=False)))
+        blocks = partial(kind, **fields, **layers(dtype, use_bias=False))
+        return Stage(num_channels, 2, first, blocks, dilations=dilations)
 
     def theirs() -> nn.Module:
-        strides = 1 if first else 2
+        strides = 1 if first or dilations[0] != dilations[1] else 2
+        bottleneck = kind is Bottleneck
         return reference.torchvision_stage(
-            channels, num_channels, 2, strides, bottleneck=kind is Bottleneck
+            channels, num_channels, 2, strides, dilations, bottleneck=bottleneck, **fields
         )
 
     return Case(f"stage{number}-{name}", channels, ours, theirs)
@@ -136,6 +144,16 @@ def network(name: str, flavour: str, channels: int = 1, **fields: Any) -> Case:
     return Case(f"{name}-{flavour}{options}", channels, ours, theirs, layout)
 
 
+def small_network(name: str, **fields: Any) -> Case:
+    """A network of torchvision's flavour, of two blocks and few channels."""
+
+    def ours(dtype: str) -> ResNet:
+        torchvision = {"use_bias": False, "norm_shortcut": True, "channels": 8}
+        return ResNet((1, 1), **torchvision, dtype=dtype, param_dtype=dtype, **fields)
+
+    return Case(name, 1, ours, lambda: same_network(ours("float32"), 1))
+
+
 def same_network(model: ResNet, channels: int) -> nn.Module:
     """PyTorch's network with the fields of ours."""
     return reference.TorchvisionResNet(
@@ -143,10 +161,15 @@ def same_network(model: ResNet, channels: int) -> nn.Module:
         channels,
         model.num_classes,
         model.stem,
+        model.channels,
+        model.replace_stride_with_dilation,
         bottleneck=model.block is Bottleneck,
         bias=model.use_bias,
         norm_shortcut=model.norm_shortcut,
+        average_shortcut=model.average_shortcut,
         width=model.width_multiplier,
+        groups=model.groups,
+        width_per_group=model.width_per_group,
         stride_first=model.stride_first,
         preactivation=model.preactivation,
     )
@@ -162,11 +185,40 @@ BLOCKS = [
     block("Bottleneck-d2l-stride2", Bottleneck, 8, 8, 2, use_bias=True),
     block("Bottleneck-v1-stride2", Bottleneck, 8, 8, 2, stride_first=True),
     block("Bottleneck-preactivation-stride2", Bottleneck, 8, 8, 2, preactivation=True),
+    block(
+        "Bottleneck-groups-dilation-stride2",
+        Bottleneck,
+        8,
+        8,
+        2,
+        groups=4,
+        width_per_group=32,
+        dilation=2,
+    ),
+    block(
+        "Bottleneck-average_shortcut-stride2",
+        Bottleneck,
+        8,
+        8,
+        2,
+        average_shortcut=True,
+        preactivation=True,
+    ),
 ]
 STAGES = [
     *(d2l_stage(number) for number in (1, 2, 3, 4)),
     *(stage(number, Residual, "torchvision") for number in (1, 2, 3, 4)),
     *(stage(number, Bottleneck, "bottleneck") for number in (1, 2, 3, 4)),
+    stage(2, Bottleneck, "groups-dilation", (1, 2), groups=4, width_per_group=32),
+    stage(2, Residual, "average_shortcut", average_shortcut=True),
+    small_network(
+        "deep-stem",
+        block=Bottleneck,
+        stem="deep",
+        average_shortcut=True,
+        groups=2,
+        replace_stride_with_dilation=(True,),
+    ),
 ]
 NETWORKS = [
     network("resnet18", "d2l"),
@@ -183,6 +235,9 @@ NETWORKS = [
     network("resnet50", "torchvision", stride_first=True),
     network("resnet18", "d2l", stem="cifar"),
     network("resnet18", "torchvision", preactivation=True),
+    *(network(name, "torchvision", channels=3) for name in ("resnext50_32x4d", "wide_resnet50_2")),
+    *(network(f"resnet{n}d", "torchvision", channels=3) for n in (18, 50)),
+    network("resnet50", "torchvision", replace_stride_with_dilation=(False, True, True)),
 ]
 
 

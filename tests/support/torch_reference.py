@@ -90,25 +90,34 @@ class TorchvisionBlock(nn.Module):
         bottleneck: bool = False,
         bias: bool = False,
         norm_shortcut: bool = True,
+        average_shortcut: bool = False,
         width: float = 1.0,
+        groups: int = 1,
+        width_per_group: int = 64,
+        dilation: int = 1,
         stride_first: bool = False,
         preactivation: bool = False,
     ) -> None:
         super().__init__()
         self.preactivation = preactivation
-        middle = int(channels * width)
-        # Each convolution as (kernel size, output channels, stride).
+        middle = int(channels * width * width_per_group / 64) * groups
+        # Each convolution as (kernel size, output channels, stride, dilation, groups).
         if bottleneck:
             first, second = (stride, 1) if stride_first else (1, stride)
-            convolutions = [(1, middle, first), (3, middle, second), (1, 4 * channels, 1)]
+            convolutions = [
+                (1, middle, first, 1, 1),
+                (3, middle, second, dilation, groups),
+                (1, 4 * channels, 1, 1, 1),
+            ]
         else:
-            convolutions = [(3, middle, stride), (3, middle, 1)]
+            convolutions = [(3, middle, stride, 1, 1), (3, middle, 1, 1, 1)]
         self.outputs = convolutions[-1][1]
         self.depth = len(convolutions)
 
         channels_in = inputs
-        for number, (size, channels_out, step) in enumerate(convolutions, 1):
-            conv = nn.Conv2d(channels_in, channels_out, size, step, size // 2, bias=bias)
+        for number, (size, channels_out, step, spread, parts) in enumerate(convolutions, 1):
+            padding = spread * (size // 2)
+            conv = nn.Conv2d(channels_in, channels_out, size, step, padding, spread, parts, bias)
             setattr(self, f"conv{number}", conv)
             setattr(
                 self, f"bn{number}", nn.BatchNorm2d(channels_in if preactivation else channels_out)
@@ -117,7 +126,12 @@ class TorchvisionBlock(nn.Module):
 
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != self.outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, self.outputs, 1, stride, bias=bias))
+            self.downsample = nn.Sequential()
+            if average_shortcut:  # has a number even where it does nothing
+                pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+                self.downsample.append(pool if stride == 2 else nn.Identity())
+                stride = 1
+            self.downsample.append(nn.Conv2d(inputs, self.outputs, 1, stride, bias=bias))
             if norm_shortcut:
                 self.downsample.append(nn.BatchNorm2d(self.outputs))
 
@@ -146,13 +160,36 @@ class TorchvisionBlock(nn.Module):
 
 
 def torchvision_stage(
-    inputs: int, channels: int, size: int, stride: int, **fields: bool | float
+    inputs: int,
+    channels: int,
+    size: int,
+    stride: int,
+    dilations: tuple[int, int] = (1, 1),
+    **fields: bool | float,
 ) -> nn.Sequential:
-    """A stage of ``size`` blocks, the first with ``stride``; ``fields`` as in the block."""
-    blocks = [TorchvisionBlock(inputs, channels, stride, **fields)]
+    """A stage of ``size`` blocks, the first with ``stride``; ``fields`` as in the block.
+
+    The dilations are those of the first block, and of the others.
+    """
+    blocks = [TorchvisionBlock(inputs, channels, stride, dilation=dilations[0], **fields)]
     for _ in range(size - 1):
-        blocks.append(TorchvisionBlock(blocks[-1].outputs, channels, **fields))
+        inputs = blocks[-1].outputs
+        blocks.append(TorchvisionBlock(inputs, channels, dilation=dilations[1], **fields))
     return nn.Sequential(*blocks)
+
+
+def deep_stem(inputs: int, channels: int, bias: bool) -> nn.Sequential:
+    """The first convolutions of timm's "D"."""
+    half = channels // 2
+    return nn.Sequential(
+        nn.Conv2d(inputs, half, 3, 2, 1, bias=bias),
+        nn.BatchNorm2d(half),
+        nn.ReLU(),
+        nn.Conv2d(half, half, 3, 1, 1, bias=bias),
+        nn.BatchNorm2d(half),
+        nn.ReLU(),
+        nn.Conv2d(half, channels, 3, 1, 1, bias=bias),
+    )
 
 
 class TorchvisionResNet(nn.Module):
@@ -168,20 +205,31 @@ class TorchvisionResNet(nn.Module):
         in_channels: int = 3,
         num_classes: int = 1000,
         stem: str = "imagenet",
+        channels: int = 64,
+        replace_stride_with_dilation: Sequence[bool] = (),
         **fields: bool | float,
     ) -> None:
         super().__init__()
         bias, self.preactivation = bool(fields.get("bias")), bool(fields.get("preactivation"))
-        size, stride, padding = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1)}[stem]
-        self.conv1 = nn.Conv2d(in_channels, 64, size, stride, padding, bias=bias)
+        if stem == "deep":
+            self.conv1 = deep_stem(in_channels, channels, bias)
+        else:
+            size, stride, padding = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1)}[stem]
+            self.conv1 = nn.Conv2d(in_channels, channels, size, stride, padding, bias=bias)
         if not self.preactivation:
-            self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
+            self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, 2, 1)
         self.stages = [f"layer{number}" for number in range(1, len(stage_sizes) + 1)]
-        channels = 64
+        planes, dilation = channels, 1
+        replaced = (False, *(replace_stride_with_dilation or [False] * (len(stage_sizes) - 1)))
         for index, (name, size) in enumerate(zip(self.stages, stage_sizes, strict=True)):
-            stride = 1 if index == 0 else 2
-            stage = torchvision_stage(channels, 64 * 2**index, size, stride, **fields)
+            stride, before = 1 if index == 0 else 2, dilation
+            if replaced[index]:
+                stride, dilation = 1, dilation * stride
+            dilations = (before, dilation)
+            stage = torchvision_stage(
+                channels, planes * 2**index, size, stride, dilations, **fields
+            )
             setattr(self, name, stage)
             channels = stage[-1].outputs
         if self.preactivation:

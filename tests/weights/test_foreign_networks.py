@@ -45,17 +45,52 @@ def slow(*names: Any) -> list[Any]:
         ("resnet18", "resnet18", 3, {}),
         ("resnet18", "resnet18", 1, {}),
         ("resnet50", "resnet50", 3, {}),
+        ("resnet18d", "resnet18d", 3, {}),
+        ("resnet26d", "resnet26d", 1, {}),
+        ("resnext50_32x4d", "resnext50_32x4d", 3, {}),
         *slow(
             ("resnet34", "resnet34", 3, {}),
             ("resnet101", "resnet101", 3, {}),
             ("resnet152", "resnet152", 3, {}),
             ("wide_resnet50_2", "resnet50", 3, {"width_multiplier": 2}),
+            *(
+                (name, name, 3, {})
+                for name in ("resnet26", "resnet34d", "resnet50d", "resnet101d", "resnet152d")
+            ),
+            *((f"resnext101_{kind}", f"resnext101_{kind}", 3, {}) for kind in ("32x8d", "64x4d")),
+            *((f"wide_resnet{n}_2", f"wide_resnet{n}_2", 3, {}) for n in (50, 101)),
         ),
     ],
 )
 def test_timm(name: str, ours: str, channels: int, fields: Any, tmp_path: Any) -> None:
     net = import_timm().create_model(name, pretrained=False, in_chans=channels, num_classes=10)
     assert_same_logits(net, build_model(ours, "torchvision", **fields), channels, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "replaced"),
+    [(8, (False, True, True)), *slow((16, (False, False, True)))],
+)
+def test_timms_output_stride(output_stride: int, replaced: Any, tmp_path: Any) -> None:
+    net = import_timm().create_model("resnext50_32x4d", num_classes=10, output_stride=output_stride)
+    model = build_model("resnext50_32x4d", "torchvision", replace_stride_with_dilation=replaced)
+    assert_same_logits(net, model, 3, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "replaced"),
+    [
+        ("resnext50_32x4d", None),
+        *slow(("wide_resnet50_2", None), ("resnet50", [False, True, True])),
+    ],
+)
+def test_torchvision(name: str, replaced: Any, tmp_path: Any) -> None:
+    import_timm()  # torchvision's operators are declared, where they do not load
+    import torchvision
+
+    fields = {"replace_stride_with_dilation": replaced} if replaced else {}
+    net = getattr(torchvision.models, name)(num_classes=10, **fields)
+    assert_same_logits(net, build_model(name, "torchvision", **fields), 3, tmp_path)
 
 
 @pytest.mark.parametrize(

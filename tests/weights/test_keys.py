@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_flax import resnet18
+from resnet_flax import build_model, resnet18
 from resnet_flax.weights import LAYOUTS, from_torch, to_torch
 from tests.support.state_dicts import assert_same, random_variables
 from tests.support.torch_reference import d2l_resnet18
@@ -26,6 +26,22 @@ def test_the_prefixes_of_all_keys_are_those_of_the_originals() -> None:
     for layout, prefixes in expected.items():
         layers = {key.rpartition(".")[0] for key in to_torch(resnet18(), variables, layout)}
         assert set(prefixes.split()) <= layers
+
+
+@pytest.mark.parametrize(
+    ("flavour", "layout", "prefixes"),
+    [
+        ("torchvision", "torchvision", "conv1.0 conv1.1 conv1.6 bn1 layer2.0.downsample.1"),
+        ("torchvision", "torchvision", "layer2.0.downsample.2"),
+        ("torchvision", "huggingface_base", "encoder.stages.1.layers.0.shortcut.convolution"),
+        ("torchvision", "huggingface_base", "encoder.stages.1.layers.0.shortcut.normalization"),
+        ("d2l", "d2l", "0.0.0 0.0.1 0.0.6 0.1 2.0.conv3"),
+    ],
+)
+def test_only_timm_numbers_a_pooling(flavour: str, layout: str, prefixes: str) -> None:
+    model = build_model("resnet18d", flavour)
+    layers = {key.rpartition(".")[0] for key in to_torch(model, random_variables(model), layout)}
+    assert set(prefixes.split()) <= layers
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "net.", "backbone.0."])

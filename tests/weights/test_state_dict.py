@@ -27,14 +27,20 @@ from tests.support.state_dicts import (
 from tests.support.torch_reference import Residual as TorchResidual
 from tests.support.torch_reference import TorchvisionResNet, d2l_resnet18
 
+# Of layers that small networks have too, in test_transfer.py.
+LATE = [name for name in ARCHITECTURES if "_" in name or name.endswith("d")]
+
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LATE)) for name in ARCHITECTURES],
+)
 def test_round_trip_is_bit_exact_in_every_layout(name: str, flavour: str) -> None:
     model = build_model(name, flavour)
     variables = random_variables(model)
     # The depth changes nothing but the numbers in the keys.
-    for layout in LAYOUTS if name in ("resnet18", "resnet50") else ["torchvision"]:
+    for layout in LAYOUTS if name in ("resnet18", "resnet50", *LATE) else ["torchvision"]:
         assert_same(from_torch(model, to_torch(model, variables, layout)), variables)
 
 
@@ -43,6 +49,11 @@ def test_round_trip_is_bit_exact_in_every_layout(name: str, flavour: str) -> Non
     [
         (d2l_resnet18(), resnet18(), "d2l"),
         (TorchvisionResNet((2, 2, 2, 2), 1, 10), resnet18("torchvision"), "torchvision"),
+        (
+            TorchvisionResNet((2, 2, 2, 2), 1, 10, "deep", average_shortcut=True),
+            build_model("resnet18d", "torchvision"),
+            "torchvision",
+        ),
     ],
 )
 def test_pytorch_loads_what_is_written(net: Any, model: ResNet, layout: str) -> None:
@@ -217,6 +228,17 @@ def test_a_missing_stem_is_named() -> None:
         from_torch(TINY, state_dict)
     with pytest.raises(InputError, match=r"missing: params/conv1/kernel$"):
         to_torch(TINY, variables)
+
+
+def test_a_deep_stem_is_adapted_too() -> None:
+    deep = TINY.clone(stem="deep")
+    state_dict = TorchvisionResNet((1, 1), 3, 3, "deep").state_dict()
+    kernel = from_torch(deep, state_dict)["params"]["conv1"]["0"]["kernel"]
+    assert kernel.shape == (3, 3, 3, 32)
+    summed = from_torch(deep, state_dict, adapt_stem="sum")["params"]["conv1"]["0"]["kernel"]
+    np.testing.assert_allclose(summed, kernel.sum(2, keepdims=True), atol=1e-6)
+    with pytest.raises(InputError, match=r"conv1.0.weight \(32, 3, 3, 3\), not \(32, 1, 3, 3\)"):
+        from_torch(deep, state_dict, in_channels=1)
 
 
 def logits(variables: Any, images: np.ndarray, model: ResNet = TINY) -> np.ndarray:

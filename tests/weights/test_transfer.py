@@ -46,7 +46,19 @@ def start(path, model: ResNet, channels: int = 1) -> dict:
     return start_from(path, model, channels=channels, seed=5)
 
 
-@pytest.mark.parametrize("fields", [{}, TORCHVISION, {"block": Bottleneck, **TORCHVISION}])
+D = {"stem": "deep", "average_shortcut": True}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        TORCHVISION,
+        {"block": Bottleneck, **TORCHVISION},
+        {**TORCHVISION, **D},
+        {"block": Bottleneck, "groups": 2, **D},
+    ],
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_in_any_layout(tmp_path, caplog, layout, fields):
     model = network(**fields)
@@ -168,3 +180,62 @@ def test_flavour_and_classes_are_the_checkpoints_in_any_layout(flavour: str, cla
         "resnet50", "torchvision", num_classes=classes, stem="cifar", width_multiplier=2.0
     )
     assert guess_model("resnet18", {}) == build_model("resnet18", "torchvision", num_classes=0)
+
+
+FAMILY = [
+    ("resnext50_32x4d", "resnet50"),
+    ("wide_resnet50_2", "resnext50_32x4d"),
+    ("resnet50", "wide_resnet50_2"),
+    ("resnet18d", "resnet18"),
+    ("resnet18", "resnet18"),
+]
+
+
+def torch_shapes(model: ResNet) -> dict:
+    """A state dict of zeros that take no memory."""
+    shapes = variable_shapes(model, 3)
+    return {
+        key: np.broadcast_to(np.float32(0), shapes[leaf].shape).transpose(
+            state_dict.TO_TORCH[len(shapes[leaf].shape)]
+        )
+        for leaf, key in keys.torch_keys(shapes, "torchvision").items()
+    }
+
+
+@pytest.mark.parametrize(("name", "called"), FAMILY)
+def test_groups_widths_and_a_deep_stem_are_told_by_the_shapes(name, called, caplog):
+    model = build_model(name, "torchvision", num_classes=5)
+    assert guess_model(called, torch_shapes(model)) == model
+    assert len(caplog.messages) == (name != called)
+
+
+def test_what_the_shapes_tell_is_said(caplog):
+    guess_model("resnet50", torch_shapes(build_model("resnext50_32x4d", "torchvision")))
+    assert caplog.messages == [
+        "the weights are those of resnet50 with groups=32, width_per_group=4"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("resnet18", {"width_multiplier": 1.3}),
+        ("resnet50", {"width_multiplier": 1.3}),
+        ("resnet50", {"channels": 48}),
+    ],
+)
+def test_other_widths_fit_what_they_were_told_by(name, fields):
+    model = build_model(name, "torchvision", **fields)
+    tensors = torch_shapes(model)
+    guessed = guess_model(name, tensors)
+    assert variable_shapes(guessed, 3) == variable_shapes(model, 3)
+    assert guess_model(name, tensors, **fields) == model
+
+
+def test_a_stem_that_could_be_one_of_two_is_asked_for():
+    tensors = torch_shapes(build_model("resnet18", "torchvision", stem="cifar"))
+    for name in ("resnet18", "resnet18d"):
+        with pytest.raises(InputError, match="which `stem` has kernels of 3x3, cifar or small"):
+            guess_model(name, tensors)
+    assert guess_model("resnet18", tensors, stem="cifar").stem == "cifar"
+    assert guess_model("resnet8", torch_shapes(build_model("resnet8"))) == build_model("resnet8")

@@ -1,13 +1,17 @@
 """The convolution, with gradients and formulations of its own where they are quicker.
 
 Every path gives the values of `jax.lax.conv_general_dilated` to rounding. Which one is taken is
-decided when the program is compiled, by platform and shape.
+decided when the program is compiled, by platform and shape; groups and dilation are the compiler's
+own, but for a kernel's gradient on a CPU.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -20,9 +24,13 @@ WINOGRAD_CHANNELS = 64
 WINOGRAD_PIXELS = 4
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolve(
-    x: Float[Array, "N H W C"], kernel: Float[Array, "k k C features"], strides: int, padding: int
+    x: Float[Array, "N H W C"],
+    kernel: Float[Array, "k k inputs features"],
+    strides: int,
+    padding: int,
+    dilation: int = 1,
 ) -> Float[Array, "N H2 W2 features"]:
     """Cross-correlates images with a square kernel.
 
@@ -30,30 +38,43 @@ def convolve(
 
     Args:
         x: (N, H, W, C).
-        kernel: (k, k, C, features), of the same dtype.
+        kernel: (k, k, C / groups, features), of the same dtype; its shape tells the groups.
         strides: step of the kernel, in pixels, along both axes.
         padding: zeros added on each of the four edges, in pixels.
+        dilation: distance of the kernel's pixels, along both axes.
 
     Returns:
-        (N, H', W', features), H' = (H + 2 * padding - k) // strides + 1.
+        (N, H', W', features), H' = (H + 2 * padding - dilation * (k - 1) - 1) // strides + 1.
     """
-    return _forward(x, kernel, strides, padding)[0]
+    return _forward(x, kernel, strides, padding, dilation)[0]
 
 
 # Compiled as functions of their own, each is traced once for all layers of the same shape.
-@partial(jax.jit, static_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(2, 3, 4))
 def _forward(
-    x: jax.Array, kernel: jax.Array, strides: int, padding: int
+    x: jax.Array, kernel: jax.Array, strides: int, padding: int, dilation: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    if _is_special(x, kernel, dilation):
+        y = _by_compiler(x, kernel, strides=strides, padding=padding, dilation=dilation)
+        return y, (x, kernel)
     on_cpu = partial(_convolve_on_cpu, strides=strides, padding=padding)
     on_accelerator = partial(_convolve_on_accelerator, strides=strides, padding=padding)
     return choose(x, kernel, cpu=on_cpu, accelerator=on_accelerator), (x, kernel)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(
-    strides: int, padding: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+    strides: int,
+    padding: int,
+    dilation: int,
+    inputs: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
+    if _is_special(*inputs, dilation):
+        options: dict[str, Any] = {"strides": strides, "padding": padding, "dilation": dilation}
+        by_taps = partial(_special_gradients, to_kernel=_by_taps, **options)
+        by_compiler = partial(_special_gradients, to_kernel=_by_compiler, **options)
+        return choose(*inputs, gradient, cpu=by_taps, accelerator=by_compiler)
     on_cpu = partial(_gradients_on_cpu, strides=strides, padding=padding)
     on_accelerator = partial(_gradients_on_accelerator, strides=strides, padding=padding)
     return choose(*inputs, gradient, cpu=on_cpu, accelerator=on_accelerator)
@@ -62,14 +83,63 @@ def _backward(
 convolve.defvjp(_forward, _backward)
 
 
-def _by_compiler(x: jax.Array, kernel: jax.Array, *, strides: int, padding: int) -> jax.Array:
+def _by_compiler(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int,
+    padding: int,
+    dilation: int = 1,
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(strides, strides),
         padding=[(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
+
+
+def _is_special(x: jax.Array, kernel: jax.Array, dilation: int) -> bool:
+    return dilation > 1 or x.shape[-1] != kernel.shape[2]
+
+
+def _special_gradients(
+    x: jax.Array,
+    kernel: jax.Array,
+    gradient: jax.Array,
+    *,
+    to_kernel: Callable[..., jax.Array],
+    **options: int,
+) -> tuple[jax.Array, jax.Array]:
+    (input_gradient,) = jax.vjp(lambda x: _by_compiler(x, kernel, **options), x)[1](gradient)
+    (kernel_gradient,) = jax.vjp(lambda k: to_kernel(x, k, **options), kernel)[1](gradient)
+    return input_gradient, kernel_gradient
+
+
+def _by_taps(
+    x: jax.Array, kernel: jax.Array, *, strides: int, padding: int, dilation: int
+) -> jax.Array:
+    """Each of the kernel's pixels by itself: a matrix product for each group.
+
+    XLA has no fast gradient of a grouped kernel on a CPU: that of 3x3x8x256 on 4 images of 28x28
+    took 3.2 s, and takes 0.05 s so.
+    """
+    size, inputs, features = kernel.shape[1:]
+    groups, reach = x.shape[-1] // inputs, dilation * (size - 1) + 1
+    outputs = [(side + 2 * padding - reach) // strides + 1 for side in x.shape[1:3]]
+    x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    height, width = ((count - 1) * strides + 1 for count in outputs)
+    y = jnp.zeros((), x.dtype)
+    for row, column in np.ndindex(size, size):
+        top, left = row * dilation, column * dilation
+        window = x[:, top : top + height : strides, left : left + width : strides]
+        window = window.reshape(*window.shape[:3], groups, inputs)
+        tap = kernel[row, column].reshape(inputs, groups, features // groups)
+        y += jnp.einsum("nhwgi,igo->nhwgo", window, tap)
+    return y.reshape(*y.shape[:3], features)
 
 
 def _convolve_on_accelerator(

@@ -1,4 +1,4 @@
-"""Max pooling, with a gradient that is quick."""
+"""Max pooling, with a gradient that is quick, and average pooling."""
 
 from functools import partial
 
@@ -39,6 +39,32 @@ def max_pool_rectified(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:
         return max_pool(nn.relu(x), 3, 2, 1)
 
     return choose(x, cpu=one_by_one, accelerator=partial(_max_pool_of_the_stem, floor=0.0))
+
+
+def average_pool(x: Float[Array, "N H W C"], window: int) -> Float[Array, "N H2 W2 C"]:
+    """Means over squares of so many pixels, side by side, of which the last may be cut off.
+
+    It is ``torch.nn.AvgPool2d(window, ceil_mode=True, count_include_pad=False)``: a mean is that of
+    the pixels there are. Sums are float32 at least.
+
+    Args:
+        x: (N, H, W, C).
+        window: side of the square, and its step.
+
+    Returns:
+        (N, ceil(H / window), ceil(W / window), C).
+    """
+    samples, *sides, channels = x.shape
+    rows, columns = counts = [-(-side // window) for side in sides]
+    edges = [(0, count * window - side) for count, side in zip(counts, sides, strict=True)]
+    padded = jnp.pad(x, [(0, 0), *edges, (0, 0)])
+    squares = padded.reshape(samples, rows, window, columns, window, channels)
+    sums = squares.sum((2, 4), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    tall, wide = (
+        np.minimum(window, side - window * np.arange(count))
+        for count, side in zip(counts, sides, strict=True)
+    )
+    return (sums / (tall[:, None] * wide)[..., None]).astype(x.dtype)
 
 
 PLACES = [(row, column) for row in range(3) for column in range(3)]

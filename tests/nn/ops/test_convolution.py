@@ -18,23 +18,25 @@ def to_torch(x: np.ndarray, axes: tuple[int, ...] = (0, 3, 1, 2)) -> torch.Tenso
     return torch.from_numpy(np.ascontiguousarray(np.asarray(x).transpose(axes))).requires_grad_()
 
 
-def check(size, kernel, strides, padding, dtype, channels=(3, 4), samples=2):
+def check(size, kernel, strides, padding, dtype, channels=(3, 4), samples=2, dilation=1, groups=1):
     """Output and both gradients, relative to the largest value."""
     height, width = size
-    images = random(samples, height, width, channels[0]).astype(dtype)
+    images = random(samples, height, width, channels[0] * groups).astype(dtype)
     weight = random(kernel, kernel, *channels, seed=1).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
-        sides = ((side + 2 * padding - kernel) // strides + 1 for side in size)
+        steps = strides, padding, dilation
+        reach = dilation * (kernel - 1)
+        sides = ((side + 2 * padding - reach - 1) // strides + 1 for side in size)
         cotangent = random(samples, *sides, channels[1], seed=2).astype(dtype)
 
         @jax.jit
         def with_gradients(x, w, cotangent):
-            y, pull = jax.vjp(lambda x, w: convolve(x, w, strides, padding), x, w)
+            y, pull = jax.vjp(lambda x, w: convolve(x, w, *steps), x, w)
             return y, *pull(cotangent)
 
         ours, image_gradient, weight_gradient = with_gradients(images, weight, cotangent)
     x, w = to_torch(images), to_torch(weight, (3, 2, 0, 1))
-    theirs = torch.nn.functional.conv2d(x, w, stride=strides, padding=padding)
+    theirs = torch.nn.functional.conv2d(x, w, None, *steps, groups)
     theirs.backward(to_torch(cotangent))
     tolerance = {"float32": 2e-6, "float64": 1e-13}[dtype]
     for found, expected in [
@@ -54,6 +56,12 @@ def check(size, kernel, strides, padding, dtype, channels=(3, 4), samples=2):
 )
 def test_convolution_and_its_gradients_are_pytorchs(size, kernel, strides, padding, dtype):
     check(size, kernel, strides, padding, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("dilation", "groups", "strides"), [(2, 1, 1), (1, 2, 2), (3, 4, 2)])
+def test_dilation_groups_and_their_gradients_are_pytorchs(dilation, groups, strides, dtype):
+    check((9, 8), 3, strides, dilation, dtype, (3, 8), dilation=dilation, groups=groups)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -98,6 +106,19 @@ def test_only_a_cpu_takes_another_path(size, channels, platform, by_compiler):
     function = jax.jit(lambda x, w: convolve(x, w, 1, 1))
     lowered = function.trace(images, kernel).lower(lowering_platforms=(platform,)).as_text()
     assert lowered.count("stablehlo.convolution") == by_compiler
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("inputs", "dilation", "words"),
+    [(128, 2, "rhs_dilate = [2, 2]"), (32, 1, "feature_group_count = 4")],
+)
+def test_groups_and_dilation_are_the_compilers(inputs, dilation, words, platform):
+    images, kernel = jnp.ones((2, 16, 16, 128)), jnp.ones((3, 3, inputs, 128))
+    function = jax.jit(lambda x, w: convolve(x, w, 1, dilation, dilation))
+    lowered = function.trace(images, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert lowered.count("stablehlo.convolution") == 1
+    assert words in lowered
 
 
 def test_second_derivatives():

@@ -8,7 +8,7 @@ import torch
 from flax import linen as nn
 
 from resnet_flax.nn.ops.normalization import add_bias, batch_normalize, channel_sum
-from resnet_flax.nn.ops.pooling import max_pool
+from resnet_flax.nn.ops.pooling import average_pool, max_pool
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -52,6 +52,29 @@ def test_max_pool_keeps_a_nan(place):
     expected = nn.max_pool(images, (3, 3), strides=(2, 2), padding=[(1, 1)] * 2)
     np.testing.assert_array_equal(pooled, expected)
     assert np.isnan(pooled).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 9, 7, 3), (1, 1, 1, 2), (1, 1, 4, 2)])
+@pytest.mark.parametrize("window", [2, 3])
+def test_average_pool_and_its_gradient_are_pytorchs(shape, window):
+    images = random(*shape)
+    ours, pullback = jax.vjp(lambda x: average_pool(x, window), jnp.asarray(images))
+    cotangent = random(*ours.shape, seed=1)
+
+    x = to_torch(images)
+    theirs = torch.nn.AvgPool2d(window, ceil_mode=True, count_include_pad=False)(x)
+    theirs.backward(to_torch(cotangent))
+    np.testing.assert_allclose(ours, theirs.detach().permute(0, 2, 3, 1), rtol=1e-6, atol=1e-7)
+    (gradient,) = pullback(jnp.asarray(cotangent))
+    np.testing.assert_allclose(gradient, x.grad.permute(0, 2, 3, 1), rtol=1e-6, atol=1e-7)
+
+
+def test_average_pool_adds_in_float32():
+    images = jnp.asarray(random(1, 4, 4, 2), jnp.bfloat16)
+    exact = average_pool(images.astype(jnp.float32), 2)
+    pooled = average_pool(images, 2)
+    assert pooled.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(pooled, exact.astype(jnp.bfloat16))
 
 
 def test_channel_sum_keeps_float32s_digits():
