@@ -25,7 +25,7 @@ from unittest.mock import patch
 
 import jax
 
-from benchmarks.tables import RESULTS, commit, versions
+from benchmarks.tables import RESULTS, commit, heading, line, versions
 from resnet_flax import TrainConfig, train
 from resnet_flax.errors import TrainingError
 from resnet_flax.nn.resnet import ARCHITECTURES, build_model
@@ -228,12 +228,12 @@ def describe(settings: Settings, start: Settings) -> str:
 
 def as_table(trials: Sequence[Trial], start: Settings) -> str:
     """The ranking in Markdown."""
-    head = "settings | epochs | mean validation accuracy | seeds | seconds a run"
-    lines = [f"| {head} |", "|---|---|---|---|---|"]
+    columns = ("settings", "epochs", "mean validation accuracy", "seeds", "seconds a run")
+    lines = [heading(columns)]
     for rows in rank(trials):
         settings, seconds = rows[0].settings, statistics.mean(row.seconds for row in rows)
-        figures = f"{mean_accuracy(rows):.4f} | {len(rows)} | {seconds:.0f}"
-        lines.append(f"| {describe(settings, start)} | {settings['epochs']} | {figures} |")
+        figures = (f"{mean_accuracy(rows):.4f}", f"{len(rows)}", f"{seconds:.0f}")
+        lines.append(line((describe(settings, start), f"{settings['epochs']}", *figures)))
     return "\n".join(lines)
 
 
