@@ -23,6 +23,7 @@ from resnet_flax.machine.interruption import Interrupted
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.training.recipes import RECIPES
 
+NETWORK = "folder of a finished run or a network, or a name such as timm/resnet18.a1_in1k"
 BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
@@ -64,7 +65,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
         if hints[field.name] is bool:
             parser.add_argument(flag(field.name), action="store_true", help=text)
             continue
-        default = RECIPES[TrainConfig.recipe].defaults().get(field.name, field.default)
+        default = RECIPES["d2l"].defaults().get(field.name, field.default)
         if default is not None:
             text += f" (default: {default})"
         kind = (typing.get_args(hints[field.name]) or (hints[field.name],))[0]  # of `int | None`

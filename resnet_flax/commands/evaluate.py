@@ -1,4 +1,4 @@
-"""How good is it: ``python -m resnet_flax evaluate RUN_DIR``, on the test set.
+"""How good is it: ``python -m resnet_flax evaluate NETWORK``, on the test set.
 
 Instead of a run folder it takes a checkpoint from elsewhere too:
 ``python -m resnet_flax evaluate FILE.safetensors --model resnet18``.
@@ -7,7 +7,7 @@ Instead of a run folder it takes a checkpoint from elsewhere too:
 import json
 from pathlib import Path
 
-from resnet_flax.commands.command_line import OneLineParser
+from resnet_flax.commands.command_line import NETWORK, OneLineParser
 from resnet_flax.errors import InputError
 from resnet_flax.inference import Scores, evaluate, load_test_set, read_pretrained, read_weights
 from resnet_flax.inference.scores import as_text
@@ -21,8 +21,8 @@ def main() -> None:
     """Reads the command line, and prints the scores."""
     does = "Scores a trained network on its data's test set."
     parser = OneLineParser("python -m resnet_flax evaluate", description=does, allow_abbrev=False)
-    named = "run folder, or FILE.safetensors"
-    parser.add_argument("path", type=Path, metavar="RUN_DIR", help=named)
+    named = f"{NETWORK}; or FILE.safetensors"
+    parser.add_argument("network", metavar="NETWORK", help=named)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--model", choices=ARCHITECTURES, help="network of FILE.safetensors")
     flavour = "its flavour (default: d2l if its convolutions have biases)"
@@ -36,15 +36,15 @@ def main() -> None:
     options = parser.parse_args()
     configure_runtime()
     keep_compiled_programs()
-    if options.path.suffix == ".safetensors":
+    if (path := Path(options.network)).suffix == ".safetensors":
         if options.model is None:
-            raise InputError(f"which network is in {options.path}? Add --model")
+            raise InputError(f"which network is in {path}? Add --model")
         size = IMAGE_SIZE if options.image_size is None else options.image_size
-        network, variables = read_weights(options.path, options.model, options.flavour, size)
+        network, variables = read_weights(path, options.model, options.flavour, size)
     elif options.model or options.flavour or options.image_size is not None:
         raise InputError("--model, --flavour and --image-size are for a .safetensors file")
     else:
-        network, variables = read_pretrained(options.path)
+        network, variables = read_pretrained(options.network)
     test_data = load_test_set(network, options.dataset, options.data_dir)
     scores = evaluate(network, variables, test_data.take(options.test_examples))
     print((as_json if options.json else as_table)(scores, network.classes))

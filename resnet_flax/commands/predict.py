@@ -1,10 +1,10 @@
-"""What is in these pictures: ``python -m resnet_flax predict RUN_DIR IMAGE...``."""
+"""What is in these pictures: ``python -m resnet_flax predict NETWORK IMAGE...``."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_flax.commands.command_line import OneLineParser
+from resnet_flax.commands.command_line import NETWORK, OneLineParser
 from resnet_flax.data import printable
 from resnet_flax.inference import Prediction, predict
 from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
@@ -14,14 +14,14 @@ def main() -> None:
     """Reads the command line, and prints what the images show."""
     does = (__doc__ or "").partition(":")[0] + "."
     parser = OneLineParser("python -m resnet_flax predict", description=does, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    parser.add_argument("network", metavar="NETWORK", help=NETWORK)
     named = "PNG or JPEG file of any size"
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=named)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     configure_runtime()
     keep_compiled_programs()
-    predictions = predict(options.run, options.images)
+    predictions = predict(options.network, options.images)
     print(as_json(predictions) if options.json else as_table(predictions))
 
 

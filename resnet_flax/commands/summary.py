@@ -1,9 +1,11 @@
 """D2L's table of output shapes: ``python -m resnet_flax summary --model resnet18``."""
 
+import sys
 from collections.abc import Sequence
 
-from resnet_flax.commands.command_line import OneLineParser
+from resnet_flax.commands.command_line import NETWORK, OneLineParser
 from resnet_flax.errors import InputError
+from resnet_flax.inference.pretrained import read_network
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS, build_model
 from resnet_flax.nn.summary import Row, summarize
 
@@ -11,6 +13,7 @@ from resnet_flax.nn.summary import Row, summarize
 def main() -> None:
     """Prints the table of the network that the flags name."""
     parser = OneLineParser("python -m resnet_flax summary", allow_abbrev=False)
+    parser.add_argument("network", nargs="?", metavar="NETWORK", help=f"{NETWORK}; without flags")
     parser.add_argument("--model", default="resnet18", choices=ARCHITECTURES)
     parser.add_argument("--flavour", default="d2l", choices=FLAVOURS)
     parser.add_argument("--image-size", type=int, default=224, help="in pixels (default: 224)")
@@ -20,6 +23,12 @@ def main() -> None:
     for name in ("image_size", "channels", "classes"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    if options.network:
+        if given := [flag for flag in sys.argv if flag.startswith("--")]:
+            raise InputError(f"{given[0]} is for a network that is built, not {options.network}")
+        network = read_network(options.network)
+        print_table(summarize(network.model, network.image_size, network.image_shape[-1]))
+        return
     model = build_model(options.model, options.flavour, num_classes=options.classes)
     print_table(summarize(model, options.image_size, options.channels))
 

@@ -2,14 +2,25 @@
 
 from resnet_flax.data.dataset import Dataset, Splits, shuffled_batches
 from resnet_flax.data.fashion_mnist import FASHION_MNIST_CLASSES, load_fashion_mnist
-from resnet_flax.data.image_files import FITS, bright_border, printable, read_photos
+from resnet_flax.data.image_files import (
+    FITS,
+    INTERPOLATIONS,
+    Photo,
+    Resizing,
+    bright_border,
+    printable,
+    read_photos,
+)
 from resnet_flax.data.load import FOLDER, load_dataset
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
     "FITS",
     "FOLDER",
+    "INTERPOLATIONS",
     "Dataset",
+    "Photo",
+    "Resizing",
     "Splits",
     "bright_border",
     "load_dataset",

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from resnet_flax.data.image_files import Resizing
 from resnet_flax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Splits(NamedTuple):
     test: Dataset
     classes: tuple[str, ...]  # their names, in the order of the labels
     fit: str = "crop"  # how other pictures are made one of these, as of `data.image_files`
+    resizing: Resizing | None = None  # how they were made square instead
 
 
 def stratified_split(

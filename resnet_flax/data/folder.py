@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_flax.data.dataset import Dataset, Splits, shuffle, stratified_split
-from resnet_flax.data.image_files import FORMATS, listed, read_images
+from resnet_flax.data.image_files import FORMATS, Resizing, listed, read_images
 from resnet_flax.errors import InputError, reason
 from resnet_flax.machine.files import inside
 
@@ -26,7 +26,7 @@ class ImageFiles(NamedTuple):
     num_train: int | None  # how many of the first are from ``train``; None without that folder
 
 
-def load_folder(path: str, image_size: int, seed: int) -> Splits:
+def load_folder(path: str, image_size: int, seed: int, resizing: Resizing | None = None) -> Splits:
     """As `load_dataset`, for a folder as of `find_images`."""
     if not path:
         raise InputError("dataset folder:PATH needs the folder's path")
@@ -38,8 +38,9 @@ def load_folder(path: str, image_size: int, seed: int) -> Splits:
         train, test = (shuffle(part, seed) for part in parts)
     order = np.concatenate([train, test])  # so that each part is a slice, and no copy
     logger.info(f"{path}: reading {len(order)} images")
-    images = read_images([files.paths[index] for index in order], image_size)
-    return Splits(*Dataset(images, files.labels[order]).hold_out(len(test)), files.classes)
+    images = read_images([files.paths[index] for index in order], image_size, resizing)
+    parts = Dataset(images, files.labels[order]).hold_out(len(test))
+    return Splits(*parts, files.classes, resizing=resizing)
 
 
 def find_images(folder: Path) -> ImageFiles:

@@ -4,6 +4,8 @@
 ``"pad"``: all of it on black, as Fashion-MNIST's authors made of photographs on a white ground:
 trimmed, longer side to 28 pixels, centred, inverted, in 8 bits of grey (Xiao et al., 2017, section
 2). What is dark outside already is only scaled.
+
+A pretrained network's own rule, a `Resizing`, takes the place of both.
 """
 
 import os
@@ -21,6 +23,7 @@ from resnet_flax.errors import InputError, reason
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 FITS = ("crop", "pad")
 LARGEST = 89_478_485  # pixels, from which on Pillow warns; 360 MB with colours and transparency
+INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
 MIDDLE = 127
 FAINT = 0.1  # what differs less from a light background is none of the thing
 MOST_NAMED = 3  # files in a message
@@ -28,6 +31,24 @@ MOST_NAMED = 3  # files in a message
 AnyPath = str | os.PathLike[str]
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 T = TypeVar("T")
+
+
+class Resizing(NamedTuple):
+    """How a pretrained network's images were made square, to the pixel: resized, then cropped.
+
+    Attributes:
+        side: pixels, at least the image size; the shorter side is resized to it, and the image's
+            middle is cropped.
+        squash: both sides are resized to it instead.
+        interpolation: one of `INTERPOLATIONS`, Pillow's.
+        rounds_down: where an odd number of pixels is cropped: half of it is rounded down
+            (transformers), and not to the nearest even number (torchvision, timm).
+    """
+
+    side: int
+    squash: bool = False
+    interpolation: str = "bilinear"
+    rounds_down: bool = False
 
 
 class Photo(NamedTuple):
@@ -38,12 +59,18 @@ class Photo(NamedTuple):
 
 
 def read_photos(
-    paths: Sequence[AnyPath], shape: tuple[int, int, int], *, fit: str, dark_background: bool
+    paths: Sequence[AnyPath],
+    shape: tuple[int, int, int],
+    *,
+    fit: str,
+    dark_background: bool,
+    resizing: Resizing | None = None,
 ) -> list[Photo]:
     """Reads PNG and JPEG files of any size, mode and depth, to predict from.
 
-    The shape is (H, W, C), C being 1 for grey or 3 for colours, ``fit`` one of `FITS`. With
-    ``dark_background``, a grey image that is padded is inverted if its border is bright.
+    The shape is (H, W, C), C being 1 for grey or 3 for colours, ``fit`` one of `FITS`, which a
+    ``resizing`` replaces. With ``dark_background``, a grey image that is padded is inverted if its
+    border is bright.
 
     Raises:
         InputError: when any of them cannot be read; it names them.
@@ -51,6 +78,8 @@ def read_photos(
 
     def look(_: int, image: Image.Image) -> Photo:
         mode = "L" if shape[-1] == 1 else "RGB"
+        if resizing:
+            return Photo(resized(image, shape[0], resizing, mode).reshape(shape), inverted=False)
         if fit == "pad":
             return _padded(_plain(image).convert(mode), shape, dark_background)
         return Photo(cropped(image, shape[1::-1], mode).reshape(shape), inverted=False)
@@ -58,14 +87,18 @@ def read_photos(
     return _for_each(paths, look)
 
 
-def read_images(paths: Sequence[AnyPath], largest: int) -> np.ndarray:
+def read_images(
+    paths: Sequence[AnyPath], largest: int, resizing: Resizing | None = None
+) -> np.ndarray:
     """Reads PNG and JPEG files of any size, mode and depth, to train on.
 
     Images that all are squares of one size, at most ``largest`` pixels, stay as they are. All
-    others are resized (bilinear) and cropped to squares of that size.
+    others are resized (bilinear) and cropped to squares of that size. With a ``resizing``, all
+    follow it.
 
     Returns:
-        uint8, (N, side, side, C), C being 1 if all images are grey and 3 otherwise.
+        uint8, (N, side, side, C), C being 1 if all images are grey, and 3 otherwise or with a
+        ``resizing``.
 
     Raises:
         InputError: when an image cannot be read, or memory is too small for all; names the files.
@@ -73,14 +106,17 @@ def read_images(paths: Sequence[AnyPath], largest: int) -> np.ndarray:
     mend = ": mend or remove what is broken"
     sizes = _for_each(paths, lambda _, image: image.size, mend)
     width, height = sizes[0]
-    kept = len(set(sizes)) == 1 and width == height <= largest
+    kept = len(set(sizes)) == 1 and width == height <= largest and not resizing
     images = empty_images(len(paths), width if kept else largest)
 
     def decode(number: int, image: Image.Image) -> None:
-        images[number] = cropped(image, images.shape[1:3])
+        if resizing:
+            images[number] = resized(image, largest, resizing)
+        else:
+            images[number] = cropped(image, images.shape[1:3])
 
     _for_each(paths, decode, mend)
-    return without_grey_channels(images)
+    return images if resizing else without_grey_channels(images)
 
 
 def empty_images(count: int, side: int) -> np.ndarray:
@@ -99,6 +135,23 @@ def cropped(image: Image.Image, size: tuple[int, int], mode: str = "RGB") -> np.
     """The middle of an image, of (width, height): uint8, (height, width, 3), without 3 in "L"."""
     image = _plain(image).convert("RGB")  # before it is resized, though it may end in grey
     return np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR).convert(mode))
+
+
+def resized(image: Image.Image, size: int, resizing: Resizing, mode: str = "RGB") -> np.ndarray:
+    """The middle of an image: uint8, (size, size, 3), without 3 in "L".
+
+    Raises:
+        InputError: when the image is so long that, resized, it would not fit into memory.
+    """
+    image = _plain(image).convert("RGB")
+    side, shorter = resizing.side, min(image.size)
+    new = (side, side) if resizing.squash else tuple(side * n // shorter for n in image.size)
+    if new[0] * new[1] > LARGEST:
+        raise InputError(f"{image.width}x{image.height} pixels: too long and thin")
+    image = image.resize(new, Image.Resampling[resizing.interpolation.upper()])
+    margins = [(n - size) / 2 for n in new]
+    left, top = (int(n) if resizing.rounds_down else round(n) for n in margins)
+    return np.asarray(image.crop((left, top, left + size, top + size)).convert(mode))
 
 
 def without_grey_channels(images: np.ndarray) -> np.ndarray:

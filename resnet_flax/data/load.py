@@ -6,6 +6,7 @@ from pathlib import Path
 from resnet_flax.data.dataset import Splits
 from resnet_flax.data.fashion_mnist import FASHION_MNIST_CLASSES, load_fashion_mnist
 from resnet_flax.data.folder import load_folder
+from resnet_flax.data.image_files import Resizing
 from resnet_flax.data.tfds import TFDS_NAME, load_tfds, tfds_folder
 from resnet_flax.errors import InputError
 
@@ -16,7 +17,12 @@ FOLDER = "folder:"
 
 
 def load_dataset(
-    name: str, data_dir: Path | None = None, *, image_size: int, seed: int = 0
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    image_size: int,
+    seed: int = 0,
+    resizing: Resizing | None = None,
 ) -> Splits:
     """Loads a data set by its name; the log tells of each choice made.
 
@@ -26,6 +32,7 @@ def load_dataset(
         data_dir: TFDS' data folder, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         image_size: the size in pixels that the images will be resized to.
         seed: decides which images are for testing, where the data do not say, and a folder's order.
+        resizing: how a folder's images are made square.
 
     Raises:
         InputError: when the data set is unknown, not there, damaged, or not one of images by class.
@@ -33,7 +40,7 @@ def load_dataset(
     if name == FASHION_MNIST:
         return Splits(*load_fashion_mnist(data_dir), FASHION_MNIST_CLASSES, fit="pad")
     if name.startswith(FOLDER):
-        splits = load_folder(name.removeprefix(FOLDER), image_size, seed)
+        splits = load_folder(name.removeprefix(FOLDER), image_size, seed, resizing)
     elif TFDS_NAME.fullmatch(name):
         splits = load_tfds(name, tfds_folder(data_dir), image_size, seed)
     else:

@@ -2,7 +2,7 @@
 
 from resnet_flax.inference.evaluate import evaluate, load_test_set, read_weights
 from resnet_flax.inference.export import export, export_onnx, export_stablehlo
-from resnet_flax.inference.predict import Prediction, compute_logits, predict
+from resnet_flax.inference.predict import Prediction, compute_logits, predict, read_images
 from resnet_flax.inference.pretrained import Network, from_pretrained, read_pretrained, save_weights
 from resnet_flax.inference.scores import Scores, score
 
@@ -18,6 +18,7 @@ __all__ = [
     "from_pretrained",
     "load_test_set",
     "predict",
+    "read_images",
     "read_pretrained",
     "read_weights",
     "save_weights",

@@ -1,5 +1,6 @@
 """How good a trained network is, on the test set of its data or of others."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,14 @@ from flax.traverse_util import flatten_dict
 
 from resnet_flax.data import FASHION_MNIST_CLASSES, FOLDER, Dataset, load_dataset
 from resnet_flax.errors import InputError
+from resnet_flax.inference.foreign_configs import IMAGENET, UNKNOWN
 from resnet_flax.inference.predict import compute_logits
 from resnet_flax.inference.pretrained import LARGEST_IMAGE, Network
 from resnet_flax.inference.scores import Scores, score
 from resnet_flax.weights import from_torch, guess_model, load_safetensors
 from resnet_flax.weights.state_dict import stem_kernel
+
+WORDNET = re.compile(r"n\d{8}")
 
 
 def evaluate(network: Network, variables: Any, data: Dataset) -> Scores:
@@ -43,9 +47,19 @@ def load_test_set(
     if dataset is None and network.dataset.startswith(FOLDER):
         mend = "name the folder by `dataset`"
         raise InputError(f"the network was trained on {network.dataset}: {mend}")
-    name, size = dataset or network.dataset, network.image_size
-    splits = load_dataset(name, data_dir, image_size=size, seed=network.seed)
-    if splits.classes != network.classes:
+    name = dataset or network.dataset
+    if name == UNKNOWN:
+        raise InputError("name a data set by `dataset`: the network's own is not known")
+    splits = load_dataset(
+        name,
+        data_dir,
+        image_size=network.image_size,
+        seed=network.seed,
+        resizing=network.resizing,
+    )
+    # ImageNet's folders bear WordNet's numbers, in the order of everyone's logits.
+    numbered = len(splits.classes) == 1000 and all(map(WORDNET.fullmatch, splits.classes))
+    if splits.classes != network.classes and not (numbered and network.dataset == IMAGENET):
         raise InputError(
             f"the network tells {len(network.classes)} classes apart, "
             f"{', '.join(network.classes):.100}; the data set has {len(splits.classes)}, "

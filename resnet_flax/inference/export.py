@@ -1,8 +1,8 @@
 """A trained network for programs without this package.
 
 Either file holds the network with its weights, from images, float32 in [0, 1] of shape
-(N, H, W, C), to logits, for any N; where the network's accuracy is that of logits averaged with the
-mirror image's, they are averaged in the file too. It is run and compared with the network before it
+(N, H, W, C), to logits, for any N; normalisation is in the file too, and where the network's
+accuracy is that of logits averaged with the mirror image's, so is that. It is run and compared with the network before it
 is kept.
 
 * ``model.stablehlo`` is a program of JAX, for CPUs, GPUs and TPUs, without this package or Flax:
@@ -23,6 +23,7 @@ import numpy as np
 from jax import export as jax_export
 
 from resnet_flax.errors import InputError
+from resnet_flax.inference.hub import is_name
 from resnet_flax.inference.pretrained import Network, read_pretrained
 from resnet_flax.machine.files import whole_file
 from resnet_flax.nn.preprocessing import mirrored_logits
@@ -33,20 +34,21 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def export(
-    run: str | os.PathLike[str], to: str, output: str | os.PathLike[str] | None = None
+    where: str | os.PathLike[str], to: str, output: str | os.PathLike[str] | None = None
 ) -> tuple[Path, Network]:
-    """Writes the network of a run folder into a file, and returns both.
+    """Writes the network of a folder or a name into a file, and returns both.
 
-    The file is by default ``model.stablehlo`` or ``model.onnx`` in the folder.
+    The file is by default ``model.stablehlo`` or ``model.onnx`` in the folder, or here if the
+    network came by name.
 
     Raises:
         InputError: when the network cannot be read, or the file not be written.
     """
     if to not in FORMATS:
         raise InputError(f"unknown format {to!r}: choose from {', '.join(FORMATS)}")
-    network, variables = read_pretrained(run)
+    network, variables = read_pretrained(where)
     content = FORMATS[to](network, variables)
-    path = Path(output or Path(run) / f"model.{to}")
+    path = Path(output or Path("" if is_name(where) else where) / f"model.{to}")
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content)
     return path, network
@@ -101,4 +103,6 @@ def image_shape(network: Network) -> tuple[int, int, int]:
 
 
 def _classify(network: Network, variables: Any, images: jax.Array) -> jax.Array:
+    if network.normalization:
+        images = network.normalization(images)
     return mirrored_logits(partial(network.model.apply, variables), images, network.flip)

@@ -22,7 +22,7 @@ OPERATORS = 17  # the version of ONNX' set of operators: of 2022, known everywhe
 def onnx_model(network: Network, variables: Any) -> onnx.ModelProto:
     """The network in evaluation, in float32: ``images`` (N, H, W, C) to ``logits`` (N, classes)."""
     graph = _Graph(network.model, variables)
-    graph.evaluation(network.flip)
+    graph.evaluation(network)
     size, channels = network.image_size, network.image_shape[-1]
     images = _float32("images", "N", size, size, channels)
     logits = _float32("logits", "N", len(network.classes))
@@ -53,10 +53,17 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, onnx.TensorProto] = {}
 
-    def evaluation(self, flip: bool) -> str:
+    def evaluation(self, network: Network) -> str:
         """As `resnet_flax.nn.preprocessing.mirrored_logits`; both passes have the same weights."""
-        images = self.add("Transpose", "images", perm=(0, 3, 1, 2))
-        if not flip:
+        images = "images"
+        if network.normalization:
+            mean, std = (
+                self.constant(name, np.array(values, np.float32))
+                for name, values in network.normalization._asdict().items()
+            )
+            images = self.add("Div", self.add("Sub", images, mean), std)
+        images = self.add("Transpose", images, perm=(0, 3, 1, 2))
+        if not network.flip:
             return self.network(images, "logits")
         # Along the width, from the last column down to the first.
         span = {"start": -1, "end": np.iinfo(np.int64).min, "axis": 3, "step": -1}

@@ -6,14 +6,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float32
 
-from resnet_flax.data import read_photos
+from resnet_flax.data import Photo, read_photos
 from resnet_flax.errors import InputError
 from resnet_flax.inference.pretrained import Network, read_pretrained
 from resnet_flax.inference.scores import softmax
-from resnet_flax.nn.preprocessing import mirrored_logits, prepare_images
+from resnet_flax.nn.preprocessing import Normalization, mirrored_logits, prepare_images
 
 BATCH_SIZE = 256
 BATCH_PIXELS = 4_000_000  # fewer images where they are large
@@ -28,9 +30,9 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    run: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]]
+    where: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]]
 ) -> list[Prediction]:
-    """Classifies image files, each by its three likeliest classes.
+    """Classifies image files by a network's folder or name, each by its three likeliest classes.
 
     Files are PNG or JPEG, of any size. They are made as the training images were: for Fashion-MNIST
     grey, small, and light on dark, so that a photo on a white ground is inverted.
@@ -38,21 +40,36 @@ def predict(
     Raises:
         InputError: when the network or any of the images cannot be read.
     """
-    network, variables = read_pretrained(run)
-    shape = network.image_shape
-    if (channels := shape[-1]) not in (1, 3):
-        raise InputError(
-            f"the network of {run} takes images of {channels} channels: files have 1 or 3"
-        )
-    photos = read_photos(images, shape, fit=network.fit, dark_background=network.dark_background)
-    pixels = np.asarray([photo.pixels for photo in photos], np.uint8).reshape(-1, *shape)
+    network, variables = read_pretrained(where)
+    photos = _photos(network, images)
+    pixels = np.asarray([photo.pixels for photo in photos], np.uint8)
     predictions = []
-    probabilities = softmax(compute_logits(network, variables, pixels))
+    probabilities = softmax(
+        compute_logits(network, variables, pixels.reshape(-1, *network.image_shape))
+    )
     for path, photo, shares in zip(images, photos, probabilities, strict=True):
         best = (-shares).argsort(kind="stable")[:3]
         top = [(network.classes[index], float(shares[index])) for index in best]
         predictions.append(Prediction(os.fspath(path), photo.inverted, top))
     return predictions
+
+
+def read_images(
+    network: Network, images: Sequence[str | os.PathLike[str]]
+) -> Float32[Array, "N H W C"]:
+    """Image files as a network takes them: resized, cropped, scaled and normalised as in training.
+
+    ``model.apply(variables, read_images(network, files))`` are the logits.
+
+    Returns:
+        float32, (N, image_size, image_size, C).
+
+    Raises:
+        InputError: when any of the images cannot be read.
+    """
+    pixels = np.asarray([photo.pixels for photo in _photos(network, images)], np.uint8)
+    pixels = pixels.reshape(-1, *network.image_shape)
+    return prepare_images(jnp.asarray(pixels), network.image_size, network.normalization)
 
 
 def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
@@ -70,7 +87,14 @@ def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.n
         # The last batch is filled up; in eval mode no image touches another's logits.
         indices = np.minimum(np.arange(start, start + size), len(images) - 1)
         batch = images[indices]
-        answers = _infer(network.model, variables, batch, network.image_size, network.flip)
+        answers = _infer(
+            network.model,
+            variables,
+            batch,
+            network.image_size,
+            network.flip,
+            network.normalization,
+        )
         logits.append(np.asarray(answers)[: len(images) - start])
     joined = np.concatenate(logits)
     if not np.isfinite(joined).all():
@@ -78,9 +102,26 @@ def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.n
     return joined
 
 
-@partial(jax.jit, static_argnames=("model", "image_size", "flip"))
+def _photos(network: Network, images: Sequence[str | os.PathLike[str]]) -> list[Photo]:
+    if (channels := network.image_shape[-1]) not in (1, 3):
+        raise InputError(f"the network takes images of {channels} channels: files have 1 or 3")
+    return read_photos(
+        images,
+        network.image_shape,
+        fit=network.fit,
+        dark_background=network.dark_background,
+        resizing=network.resizing,
+    )
+
+
+@partial(jax.jit, static_argnames=("model", "image_size", "flip", "normalization"))
 def _infer(
-    model: nn.Module, variables: Any, images: jax.Array, image_size: int, flip: bool
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    image_size: int,
+    flip: bool,
+    normalization: Normalization | None,
 ) -> jax.Array:
-    images = prepare_images(images, image_size)
+    images = prepare_images(images, image_size, normalization)
     return mirrored_logits(partial(model.apply, variables), images, flip)

@@ -1,8 +1,10 @@
-"""A trained network from a folder: ``model, variables = from_pretrained("runs/mine")``.
+"""A trained network from a folder or by name: ``model, variables = from_pretrained("runs/mine")``.
 
-The folder is that of a run, or any that holds its ``config.json`` and ``model.safetensors``. It may
-come from a stranger: both files are checked before memory is taken for what they describe, no code
-comes from them, and no link leads out of the folder.
+A folder is that of a run, or any that holds a ``config.json`` and ``model.safetensors``, as they
+come from resnet_flax, timm and transformers. It may come from a stranger: both files are checked
+before memory is taken for what they describe, no code comes from them, and no link leads out of the
+folder. A name is a repository's on the Hugging Face hub, such as ``timm/resnet18.a1_in1k`` or
+``microsoft/resnet-50@REVISION``, or one of torchvision's, such as ``torchvision/resnet50``.
 """
 
 import dataclasses
@@ -13,21 +15,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from resnet_flax.data import FITS
+from resnet_flax.data import FITS, INTERPOLATIONS, Resizing
 from resnet_flax.errors import InputError, reason
+from resnet_flax.inference import hub
+from resnet_flax.inference.foreign_configs import (
+    MOST_CLASSES,
+    PREPROCESSOR,
+    foreign,
+    foreign_network,
+    torchvision_network,
+)
 from resnet_flax.machine.files import inside
+from resnet_flax.nn.preprocessing import Normalization
 from resnet_flax.nn.resnet import ResNet, describe_model, model_from_description
 from resnet_flax.weights import (
     from_torch,
-    load_safetensors,
+    read_checkpoint,
     save_safetensors,
     to_torch,
     variable_shapes,
 )
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-LARGEST_CONFIG = LARGEST_HEADER = 1_000_000  # bytes
-MOST_CLASSES, LONGEST_NAME, LONGEST_PATH = 10_000, 100, 1000
+LARGEST_CONFIG, LARGEST_HEADER = 10_000_000, 1_000_000  # bytes; ImageNet-22k's names have 1.2 MB
+LONGEST_NAME, LONGEST_PATH = 300, 1000
 LARGEST_IMAGE = 1024  # pixels, as --image-size
 LARGEST_SEED = 2**32 - 1
 
@@ -46,6 +57,8 @@ class Network:
         dataset: its name, as of ``train.py --dataset``.
         seed: decides which of its images are for testing, where it does not say.
         fit: how a picture is made one of its images, as of `resnet_flax.data.Splits`.
+        resizing: how it is in the place of that, where the network was pretrained elsewhere.
+        normalization: of the channels of images in [0, 1].
     """
 
     model: ResNet
@@ -57,12 +70,20 @@ class Network:
     dataset: str = "fashion_mnist"
     seed: int = 0
     fit: str = "pad"
+    resizing: Resizing | None = None
+    normalization: Normalization | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Everything that rebuilds it, for a JSON file; initialisers do not matter any more."""
         own = {name: getattr(self, name) for name in self._own_fields()}
         lists = {"classes": list(self.classes), "image_shape": list(self.image_shape)}
-        return describe_model(self.model) | own | lists
+        resizing, normalization = self.resizing, self.normalization
+        tables = {
+            "resizing": resizing and resizing._asdict(),
+            "normalization": normalization
+            and {name: list(values) for name, values in normalization._asdict().items()},
+        }
+        return describe_model(self.model) | own | lists | tables
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
@@ -73,7 +94,8 @@ class Network:
         """
         if not isinstance(content, Mapping):
             raise ValueError('it has no table "network", as train.py writes it')
-        content = {"fit": "pad", **content}  # which version 0.1.0 did, and did not write
+        # What version 0.1.0 did, and did not write.
+        content = {"fit": "pad", "resizing": None, "normalization": None, **content}
         own = {name: content.get(name) for name in cls._own_fields()}
         classes, shape = own["classes"], own["image_shape"]
         fine = {
@@ -90,6 +112,9 @@ class Network:
             and 1 <= len(classes) <= MOST_CLASSES
             and all(_printable(name, LONGEST_NAME) for name in classes),
         }
+        if fine["image_shape"]:
+            own["resizing"] = _resizing(own["resizing"], shape)
+            own["normalization"] = _normalization(own["normalization"], shape[-1])
         for name, is_fine in fine.items():
             if not is_fine:
                 raise ValueError(f"{name} cannot be {own[name]!r:.100}")
@@ -101,37 +126,73 @@ class Network:
         return [field.name for field in dataclasses.fields(cls) if field.name != "model"]
 
 
-def from_pretrained(path: str | os.PathLike[str]) -> tuple[ResNet, dict[str, Any]]:
-    """Loads a trained network from its folder, and its ``{"params", "batch_stats"}``, float32.
+def from_pretrained(where: str | os.PathLike[str]) -> tuple[ResNet, dict[str, Any]]:
+    """Loads a trained network by name or folder, and its ``{"params", "batch_stats"}``, float32.
 
-    Call it as ``model.apply(variables, images)``, images float32 in [0, 1] of shape (N, H, W, C).
+    Call it as ``model.apply(variables, images)``, images float32 in [0, 1] of shape (N, H, W, C),
+    normalised as the network's `Network.normalization` says: `read_pretrained` has it, and
+    `resnet_flax.inference.read_images` makes such images of files.
 
     Raises:
-        InputError: when a file is missing, unreadable, damaged, or not of the network.
+        InputError: when a file is missing, unreadable, damaged, or not of the network; when the
+            network is none of `resnet_flax.ARCHITECTURES`; when a name cannot be fetched.
     """
-    network, variables = read_pretrained(path)
+    network, variables = read_pretrained(where)
     return network.model, variables
 
 
-def read_pretrained(path: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]]:
+def read_pretrained(where: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]]:
     """As `from_pretrained`, with all that is known about the network."""
-    config, weights = (_inside(Path(path), name) for name in (CONFIG, WEIGHTS))
-    network = _read_network(config)
+    network, weights = read_network(where), find_weights(where)
     channels = network.image_shape[-1]
     try:
         shapes = variable_shapes(network.model, channels)
     except Exception as error:  # of many kinds: fields that are fine may not fit together
         why = reason(error)
-        raise InputError(f"{config} describes no network that can be built: {why}") from error
+        raise InputError(f"{where} describes no network that can be built: {why}") from error
     values = sum(math.prod(spec.shape) for spec in shapes.values())
     needed = 8 * values + LARGEST_HEADER  # of float64
     if (size := weights.stat().st_size) > needed:
-        raise InputError(f"{weights} has {size:,} bytes; the network of {config} needs less")
+        raise InputError(f"{weights} has {size:,} bytes; the network of {where} needs less")
     try:
-        variables = from_torch(network.model, load_safetensors(weights), in_channels=channels)
+        variables = from_torch(network.model, read_checkpoint(weights), in_channels=channels)
     except InputError as error:
         raise InputError(f"{weights}: {reason(error, 1000)}") from error
     return network, variables
+
+
+def read_network(where: str | os.PathLike[str]) -> Network:
+    """The network of a folder or a name, without its weights.
+
+    Raises:
+        InputError: as `from_pretrained`.
+    """
+    if not hub.is_name(where):
+        folder = Path(where)
+        config = _inside(folder, CONFIG)
+        other = _inside(folder, PREPROCESSOR) if (folder / PREPROCESSOR).exists() else None
+        return _read_network(config, config, other)
+    name = os.fspath(where)
+    if name.startswith(hub.TORCHVISION):
+        return Network.from_json(torchvision_network(*hub.torchvision_rule(name)))
+    config, other = (hub.fetch(name, file) for file in (CONFIG, PREPROCESSOR))
+    if config is None:
+        raise InputError(f"{name} has no {CONFIG}, which would tell the network")
+    return _read_network(name, config, other)
+
+
+def find_weights(where: str | os.PathLike[str]) -> Path:
+    """The file with the weights of a folder or a name.
+
+    Raises:
+        InputError: as `from_pretrained`.
+    """
+    if not hub.is_name(where):
+        return _inside(Path(where), WEIGHTS)
+    name = os.fspath(where)
+    return (hub.torchvision_weights if name.startswith(hub.TORCHVISION) else hub.fetch_weights)(
+        name
+    )
 
 
 def save_weights(folder: Path, network: Network, variables: Mapping[str, Any]) -> None:
@@ -144,16 +205,24 @@ def save_weights(folder: Path, network: Network, variables: Mapping[str, Any]) -
     save_safetensors(folder / WEIGHTS, to_torch(network.model, variables, layout))
 
 
-def _read_network(path: Path) -> Network:
+def _read_network(source: str | Path, config: Path, preprocessor: Path | None) -> Network:
+    """Whoever wrote the files."""
     try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_CONFIG + 1)
-        if len(text) > LARGEST_CONFIG:
-            raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
-        content = json.loads(text)
-        return Network.from_json(content.get("network") if isinstance(content, dict) else None)
+        content = _read_json(config)
+        if not isinstance(content, dict) or not foreign(content):
+            return Network.from_json(content.get("network") if isinstance(content, dict) else None)
+        described = foreign_network(content, _read_json(preprocessor) if preprocessor else None)
+        return Network.from_json(described)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} describes no network: {reason(error)}") from error
+        raise InputError(f"{source} describes no network: {reason(error)}") from error
+
+
+def _read_json(path: Path) -> Any:
+    with path.open("rb") as file:
+        text = file.read(LARGEST_CONFIG + 1)
+    if len(text) > LARGEST_CONFIG:
+        raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
+    return json.loads(text)
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -169,6 +238,36 @@ def _inside(folder: Path, name: str) -> Path:
     if not real.is_file():
         raise InputError(f"{path} is not a file")
     return real
+
+
+def _resizing(content: Any, shape: list[int]) -> Resizing | None:
+    if content is None:
+        return None
+    fine = isinstance(content, Mapping) and content.keys() == set(Resizing._fields)
+    fine = fine and (
+        _whole(content["side"], max(shape[:2]), 2 * LARGEST_IMAGE)
+        and shape[0] == shape[1]
+        and content["interpolation"] in INTERPOLATIONS
+        and type(content["squash"]) is type(content["rounds_down"]) is bool
+    )
+    if not fine:
+        raise ValueError(f"resizing cannot be {content!r:.100}")
+    return Resizing(**content)
+
+
+def _normalization(content: Any, channels: int) -> Normalization | None:
+    if content is None:
+        return None
+    fine = isinstance(content, Mapping) and content.keys() == set(Normalization._fields)
+    fine = fine and all(
+        isinstance(content[name], list)
+        and len(content[name]) == channels
+        and all(type(n) in (int, float) and least <= n <= 10 for n in content[name])
+        for name, least in (("mean", -10), ("std", 1e-6))
+    )
+    if not fine:
+        raise ValueError(f"normalization cannot be {content!r:.100}")
+    return Normalization(*(tuple(map(float, content[name])) for name in Normalization._fields))
 
 
 def _printable(text: Any, most: int) -> bool:

@@ -3,7 +3,13 @@
 from resnet_flax.nn.blocks import Block, Bottleneck, Residual, Stage
 from resnet_flax.nn.layers import BatchNorm, Conv, Dense
 from resnet_flax.nn.ops.pooling import max_pool
-from resnet_flax.nn.preprocessing import augment, mirrored_logits, prepare_images, resize
+from resnet_flax.nn.preprocessing import (
+    Normalization,
+    augment,
+    mirrored_logits,
+    prepare_images,
+    resize,
+)
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS, ResNet, build_model
 from resnet_flax.nn.summary import summarize
 
@@ -15,6 +21,7 @@ __all__ = [
     "Bottleneck",
     "Conv",
     "Dense",
+    "Normalization",
     "ResNet",
     "Residual",
     "Stage",

@@ -8,32 +8,53 @@ from it by up to one grey level; this one does not differ at all.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Key, UInt8
 
+AnyArray = Array | np.ndarray
 # Pillow's fixed point for 8-bit images: 32 bits less 8 for the pixel and 2 for the sum.
 PRECISION_BITS = 22
 
 
+class Normalization(NamedTuple):
+    """What a network subtracts from each channel of pixels in [0, 1], and divides it by then."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Float[AnyArray, "N H W C"]) -> Float[AnyArray, "N H W C"]:
+        """Normalises images in [0, 1], as torchvision's ``Normalize`` does."""
+        return (images - np.float32(self.mean)) / np.float32(self.std)
+
+
+# Of ImageNet's pixels, as torchvision, timm and transformers have them.
+IMAGENET_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 def prepare_images(
-    images: UInt8[Array, "N H W C"], image_size: int
+    images: UInt8[Array, "N H W C"], image_size: int, normalization: Normalization | None = None
 ) -> Float32[Array, "N {image_size} {image_size} C"]:
-    """Resizes and scales a batch.
+    """Resizes and scales a batch, and normalises it if asked to.
 
     Args:
         images: uint8, (N, H, W, C).
         image_size: height and width wanted, in pixels.
+        normalization: of the C channels.
 
     Returns:
-        float32 in [0, 1], (N, image_size, image_size, C).
+        float32, in [0, 1] before it is normalised, (N, image_size, image_size, C).
     """
     # XLA would turn a division by 255 into a product that is off by a bit; the table is exact.
-    scaled = jnp.asarray(np.arange(256, dtype=np.float32) / np.float32(255))
-    return scaled[resize(images, image_size)]
+    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
+    pixels = resize(images, image_size)
+    if normalization is None:
+        return jnp.asarray(scaled)[pixels]
+    table = jnp.asarray(normalization(scaled[:, None]))  # (256, C)
+    return table[pixels, jnp.arange(pixels.shape[-1])]
 
 
 def resize(

@@ -308,6 +308,16 @@ def build_model(name: str, flavour: str = "d2l", **fields: Any) -> ResNet:
     return ResNet(**FLAVOURS[flavour] | ARCHITECTURES[name] | fields)
 
 
+def architecture(model: ResNet) -> tuple[str, str] | None:
+    """Name and flavour of a network of the family, whatever its dtype; None of any other."""
+    described = describe_model(model)
+    for name in ARCHITECTURES:
+        for flavour in FLAVOURS:
+            if describe_model(build_model(name, flavour, dtype=model.dtype)) == described:
+                return name, flavour
+    return None
+
+
 resnet18 = partial(build_model, "resnet18")
 resnet34 = partial(build_model, "resnet34")
 resnet50 = partial(build_model, "resnet50")

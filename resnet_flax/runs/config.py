@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from resnet_flax.errors import InputError
 from resnet_flax.nn.resnet import ARCHITECTURES, DTYPES, FLAVOURS
 from resnet_flax.training.recipes import RECIPES
+
+
+TOLD = ("model", "flavour", "image_size")  # fields that a pretrained network fills in
 
 
 def _flag(description: str, default: Any = None, **metadata: Any) -> Any:
@@ -35,8 +39,8 @@ class TrainConfig:
     model: str = _flag("network", choices=ARCHITECTURES)
     flavour: str = _flag("whose network: d2l, or torchvision", choices=FLAVOURS)
     recipe: str = _flag(
-        "how to train, and the defaults of the flags above: d2l as the book, fast, best",
-        "d2l",
+        "how to train, and the defaults of the flags above: d2l as the book, fast, best, or finetune "
+        "(default: d2l, or finetune with the --init of a network)",
         choices=RECIPES,
     )
     dataset: str = _flag(
@@ -44,9 +48,17 @@ class TrainConfig:
         "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS",
         "fashion_mnist",
     )
-    init: Path | None = _flag(
-        "start from the weights in this .safetensors file, under D2L's, torchvision's, timm's or "
-        "Hugging Face's names; another number of classes or channels is adapted",
+    init: str | None = _flag(
+        "start from a pretrained network, by a name such as timm/resnet18.a1_in1k or "
+        "torchvision/resnet50 or by its folder, and take its architecture, image size and "
+        "normalization where no flag says otherwise; or from the weights in a .safetensors file, "
+        "under D2L's, torchvision's, timm's or Hugging Face's names. Another number of classes or "
+        "channels is adapted",
+    )
+    normalization: str | None = _flag(
+        "what is taken off the images' channels, and what they are divided by: imagenet's, or none "
+        "(default: that of the --init network, or none)",
+        choices=("imagenet", "none"),
     )
     freeze_stages: int = _flag(
         "leave the first N parts of the network as they are: 1 the stem, 2 the first stage too, "
@@ -89,9 +101,13 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.init is not None:
+            object.__setattr__(self, "init", os.fspath(self.init))
+        if self.recipe is None:
+            object.__setattr__(self, "recipe", "finetune" if self.from_network else "d2l")
         if self.recipe in RECIPES:  # else the loop below says so
             for name, default in RECIPES[self.recipe].defaults().items():
-                if getattr(self, name) is None:
+                if getattr(self, name) is None and not (self.from_network and name in TOLD):
                     object.__setattr__(self, name, default)
         for option in dataclasses.fields(self):
             name, value, rule = f"`{option.name}`", getattr(self, option.name), option.metadata
@@ -117,6 +133,11 @@ class TrainConfig:
             )
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"`learning_rate` must be a positive number, not {self.learning_rate}")
+
+    @property
+    def from_network(self) -> bool:
+        """Whether it starts from a network that tells its architecture and preprocessing."""
+        return self.init is not None and not self.init.endswith(".safetensors")
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:

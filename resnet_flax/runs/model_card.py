@@ -57,7 +57,7 @@ From image files:
 python -m resnet_flax predict FOLDER photo.jpg
 ```
 
-In Python, with images as float32 in [0, 1] of shape (N, {size}, {size}, {channels}):
+In Python, with images as float32 in [0, 1] of shape (N, {size}, {size}, {channels}){normalized}:
 
 ```python
 from resnet_flax import from_pretrained
@@ -67,7 +67,7 @@ logits = model.apply(variables, images)
 ```
 
 The network was trained on images of {height}x{width} pixels{ground}. It takes them at {size}x{size}
-(resized as Pillow's bilinear filter does it), divided by 255, and not normalised. Pictures from
+(resized as Pillow's {interpolation} filter does it), divided by 255, and {normalization}. Pictures from
 elsewhere differ from the data set's: expect more mistakes on them.
 
 `model.safetensors` has PyTorch's names and order of axes ({layout}'s network).
@@ -105,12 +105,16 @@ def model_card(
     epochs = [(number, *map(as_text, row)) for number, row in enumerate(figures, 1)]
     shares = [map(as_text, column) for column in (scores.precision, scores.recall)]
     by_class = zip(network.classes, *shares, strict=True)
-    plain = TrainConfig(recipe=config.recipe)
+    plain = TrainConfig(recipe=config.recipe, init=config.init)
     others = [name for name in vars(config) if name not in {*FLAGS, *run_folder.FREE_FIELDS}]
     flags = [*FLAGS, *(name for name in others if getattr(config, name) != getattr(plain, name))]
     dataset = Path(config.dataset).name
     title, hub_name, license = HUB.get(dataset, (dataset, json.dumps(dataset), ""))
-    name = f"{config.model}-{dataset.replace('_', '-')}"
+    resizing, normalization = network.resizing, "not normalised"
+    if network.normalization:
+        mean, std = (", ".join(f"{n:g}" for n in values) for values in network.normalization)
+        normalization = f"normalised by mean ({mean}) and standard deviation ({std})"
+    name = f"{config.model or 'resnet'}-{dataset.replace('_', '-')}"
     return CARD.format(
         mark=MARK,
         run_folder=run_folder,
@@ -121,7 +125,7 @@ def model_card(
         yaml_title=json.dumps(title),
         hub_name=hub_name,
         license=license,
-        origin=f"fine-tuned from {config.init.name}" if config.init else "trained from scratch",
+        origin=f"fine-tuned from {_source(config.init)}" if config.init else "trained from scratch",
         split=split,
         examples=scores.confusion.sum(),
         count=len(network.classes),
@@ -131,12 +135,19 @@ def model_card(
         width=width,
         channels=channels,
         size=network.image_size,
+        normalized=", then normalised" if network.normalization else "",
+        normalization=normalization,
+        interpolation=resizing.interpolation if resizing else "bilinear",
         ground=", light on dark" if network.dark_background and channels == 1 else "",
         layout="torchvision" if network.model.norm_shortcut else "D2L",
         flags=" ".join(f"--{flag.replace('_', '-')} {getattr(config, flag)}" for flag in flags),
         epochs=_table(("epoch", "training loss", "training accuracy", f"{split} accuracy"), epochs),
         by_class=_table(("class", "precision", "recall"), by_class),
     )
+
+
+def _source(init: str) -> str:
+    return Path(init).name if Path(init).exists() else init
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

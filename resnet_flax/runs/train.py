@@ -1,5 +1,6 @@
 """Trains a residual network: the whole job, from a configuration to results."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resnet_flax.data import Splits, bright_border, load_dataset, shuffled_batches
-from resnet_flax.inference.pretrained import Network
+from resnet_flax.data import Resizing, Splits, bright_border, load_dataset, shuffled_batches
+from resnet_flax.inference.pretrained import Network, find_weights, read_network
 from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
-from resnet_flax.nn.resnet import ResNet, build_model
+from resnet_flax.nn.preprocessing import IMAGENET_NORMALIZATION, Normalization
+from resnet_flax.nn.resnet import ResNet, architecture, build_model
 from resnet_flax.runs.checkpoints import Checkpoints
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.plotting import plot_curves
@@ -25,7 +27,7 @@ from resnet_flax.training.position import EpochResult, Position
 from resnet_flax.training.progress import Progress
 from resnet_flax.training.recipes import RECIPES, build_optimizer, freeze
 from resnet_flax.training.step import Images, TrainState, create_train_state
-from resnet_flax.weights import start_from
+from resnet_flax.weights import read_checkpoint, start_from
 
 logger = logging.getLogger(__name__)
 
@@ -69,27 +71,29 @@ def train(
     mesh = data_mesh()
     recipe = RECIPES[config.recipe]
 
-    data = load_data(config)
-    options = {"num_classes": len(data.classes), "frozen_stages": config.freeze_stages}
-    model = build_model(config.model, config.flavour, dtype=config.dtype, **options)
+    pretrained = read_network(config.init) if config.init and config.from_network else None
+    model, config = choose_model(config, pretrained)
+    data = load_data(config, resizing_for(config.image_size, pretrained))
+    model = model.clone(num_classes=len(data.classes), frozen_stages=config.freeze_stages)
+    normalization = choose_normalization(config, pretrained, data.train.images.shape[-1])
 
     def batches(epoch: int) -> list[np.ndarray]:
         return shuffled_batches(len(data.train), config.batch_size, seed=config.seed, epoch=epoch)
 
     check_batches(batches(1), config.image_size, model.total_stride)
+    inputs = {"image_size": config.image_size, "normalization": normalization}
     job = Job(
         train_set=Images.place(data.train.images, data.train.labels, mesh),
         test_set=Images.place(data.test.images, data.test.labels, mesh),
         batches=batches,
         epochs=config.epochs,
-        image_size=config.image_size,
-        flip=recipe.flip,
-        step_options=recipe.step_options(),
+        step_options={**inputs, **recipe.step_options()},
+        eval_options={**inputs, "flip": recipe.flip},
         mesh=mesh,
         seconds_between_checkpoints=config.checkpoint_seconds,
     )
     state = initial_state(config, model, job)
-    network = describe_network(config, model, data)
+    network = describe_network(config, model, data, normalization)
     folder = open_run(config, network.as_json()) if first else None
     with Checkpoints(folder / CHECKPOINTS if folder else None) as checkpoints:
         logger.info("run folder: %s", folder)
@@ -122,10 +126,50 @@ def train(
     return Run(model, state.variables, position.results, folder)
 
 
-def load_data(config: TrainConfig) -> Splits:
+def choose_model(config: TrainConfig, pretrained: Network | None) -> tuple[ResNet, TrainConfig]:
+    """The network to train, and the configuration with what the pretrained network fills in."""
+    if pretrained is None:
+        return build_model(config.model, config.flavour, dtype=config.dtype), config
+    model = pretrained.model.clone(dtype=config.dtype)
+    if config.model or config.flavour:
+        name, flavour = architecture(model) or ("resnet18", "torchvision")
+        model = build_model(config.model or name, config.flavour or flavour, dtype=config.dtype)
+    names = dict(zip(("model", "flavour"), architecture(model) or (None, None), strict=True))
+    size = config.image_size or pretrained.image_size
+    return model, dataclasses.replace(config, image_size=size, **names)
+
+
+def resizing_for(image_size: int, pretrained: Network | None) -> Resizing | None:
+    """A pretrained network's way from pictures to squares, for squares of another size."""
+    resizing = pretrained and pretrained.resizing
+    if not resizing:
+        return None
+    side = max(image_size, resizing.side * image_size // pretrained.image_size)
+    return resizing._replace(side=side)
+
+
+def choose_normalization(
+    config: TrainConfig, pretrained: Network | None, channels: int
+) -> Normalization | None:
+    """The images' normalisation: what is asked for, or the pretrained network's."""
+    chosen = pretrained.normalization if pretrained else None
+    if config.normalization:
+        chosen = IMAGENET_NORMALIZATION if config.normalization == "imagenet" else None
+    if chosen is None:
+        return None
+    if len(chosen.mean) != channels:
+        chosen = Normalization(*((sum(values) / len(values),) * channels for values in chosen))
+    mean, std = (", ".join(f"{n:g}" for n in values) for values in chosen)
+    logger.info("images are normalised by mean %s and standard deviation %s", mean, std)
+    return chosen
+
+
+def load_data(config: TrainConfig, resizing: Resizing | None = None) -> Splits:
     """Loads the data set, and takes what the configuration asks for."""
     size = config.image_size
-    data = load_dataset(config.dataset, config.data_dir, image_size=size, seed=config.seed)
+    data = load_dataset(
+        config.dataset, config.data_dir, image_size=size, seed=config.seed, resizing=resizing
+    )
     train_data, test_data = data.train, data.test
     if config.validation_examples:
         train_data, test_data = train_data.hold_out(config.validation_examples)
@@ -140,15 +184,18 @@ def initial_state(config: TrainConfig, model: ResNet, job: Job) -> TrainState:
     optimizer = freeze(build_optimizer(recipe, config.learning_rate, steps), model)
     variables = None
     if config.init:
+        tensors = read_checkpoint(find_weights(config.init) if config.from_network else config.init)
         channels = job.train_set.images.shape[-1]
-        variables = start_from(config.init, model, channels=channels, seed=config.seed)
+        variables = start_from(config.init, tensors, model, channels=channels, seed=config.seed)
     average = recipe.average_decay > 0
     return create_train_state(
         model, optimizer, job.train_set, config.seed, average=average, variables=variables
     )
 
 
-def describe_network(config: TrainConfig, model: ResNet, data: Splits) -> Network:
+def describe_network(
+    config: TrainConfig, model: ResNet, data: Splits, normalization: Normalization | None
+) -> Network:
     """What a run tells of its network."""
     return Network(
         model=model,
@@ -160,4 +207,6 @@ def describe_network(config: TrainConfig, model: ResNet, data: Splits) -> Networ
         dataset=config.dataset,
         seed=config.seed,
         fit=data.fit,
+        resizing=data.resizing,
+        normalization=normalization,
     )

@@ -72,9 +72,8 @@ def compile_programs(
     batch_size: int,
     *,
     mesh: Mesh,
-    image_size: int,
-    flip: bool,
     step_options: Mapping[str, Any],
+    eval_options: Mapping[str, Any],
     wanted: Callable[[], bool] = lambda: True,
 ) -> Programs:
     """Compiles `train_steps` for each shape of the batches, and the evaluation, ahead of time.
@@ -88,20 +87,15 @@ def compile_programs(
         batch_size: images at a time in `resnet_flax.training.evaluate`, whose program's name is
             `EVALUATION`.
         mesh: the devices.
-        image_size: height and width the images are resized to, in pixels.
-        flip: evaluate each image with its mirror image.
-        step_options: of `resnet_flax.training.train_step`, but for ``image_size``.
+        step_options: of `resnet_flax.training.train_step`.
+        eval_options: of `resnet_flax.training.eval_step`.
         wanted: whether further programs are still of use.
     """
     everywhere = replicated(mesh)  # left to itself, the compiler might split the state
     train = jax.jit(
-        partial(train_steps, image_size=image_size, **step_options),
-        donate_argnums=0,
-        out_shardings=everywhere,
+        partial(train_steps, **step_options), donate_argnums=0, out_shardings=everywhere
     )
-    test = jax.jit(
-        partial(eval_by_index, image_size=image_size, flip=flip), out_shardings=everywhere
-    )
+    test = jax.jit(partial(eval_by_index, **eval_options), out_shardings=everywhere)
     # The state's buffers are gone after the first call, its shapes are not.
     state, metrics, train_set, test_set = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(

@@ -37,9 +37,8 @@ class Job(NamedTuple):
         test_set: on the devices.
         batches: epoch -> that epoch's index arrays, int32.
         epochs: the last epoch's number.
-        image_size: height and width the images are resized to, in pixels.
-        flip: evaluate each image with its mirror image.
-        step_options: of `resnet_flax.training.train_step`, but for ``image_size``.
+        step_options: of `resnet_flax.training.train_step`.
+        eval_options: of `resnet_flax.training.eval_step`.
         mesh: the devices.
         seconds_between_checkpoints: in an epoch; its end is always kept.
     """
@@ -48,9 +47,8 @@ class Job(NamedTuple):
     test_set: Images
     batches: Callable[[int], list[np.ndarray]]
     epochs: int
-    image_size: int
-    flip: bool
     step_options: Mapping[str, Any]
+    eval_options: Mapping[str, Any]
     mesh: Mesh
     seconds_between_checkpoints: float = math.inf
 
@@ -93,9 +91,8 @@ def fit(
             (stack.shape for stack, _ in calls),
             sizes[0],
             mesh=job.mesh,
-            image_size=job.image_size,
-            flip=job.flip,
             step_options=job.step_options,
+            eval_options=job.eval_options,
             wanted=lambda: interruption.requested is None,
         )
     with interruption.deferred(), programs:
@@ -109,8 +106,7 @@ def fit(
                 state,
                 job.test_set,
                 batch_size=sizes[0],
-                image_size=job.image_size,
-                flip=job.flip,
+                **job.eval_options,
                 mesh=job.mesh,
                 step=partial(programs, EVALUATION),
                 before_batch=partial(stop_if_asked, state, position, save, interruption),

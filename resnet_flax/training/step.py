@@ -21,7 +21,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from resnet_flax.machine.devices import data_mesh, replicate, split_batch
-from resnet_flax.nn.preprocessing import augment, check_shape, mirrored_logits, prepare_images
+from resnet_flax.nn.preprocessing import (
+    Normalization,
+    augment,
+    check_shape,
+    mirrored_logits,
+    prepare_images,
+)
 from resnet_flax.training.metrics import Metrics
 
 AnyArray = Array | np.ndarray
@@ -121,7 +127,15 @@ _compiled_init = jax.jit(
 
 @partial(
     jax.jit,
-    static_argnames=("image_size", "label_smoothing", "shift", "flip", "erase", "average_decay"),
+    static_argnames=(
+        "image_size",
+        "normalization",
+        "label_smoothing",
+        "shift",
+        "flip",
+        "erase",
+        "average_decay",
+    ),
     donate_argnames="state",
 )
 def train_step(
@@ -131,6 +145,7 @@ def train_step(
     labels: Int[Array, " B"],
     *,
     image_size: int,
+    normalization: Normalization | None = None,
     label_smoothing: float = 0.0,
     shift: int = 0,
     flip: bool = False,
@@ -145,6 +160,7 @@ def train_step(
         images: uint8 (B, H, W, C).
         labels: integers (B,).
         image_size: height and width the images are resized to, in pixels.
+        normalization: of their channels, scaled to [0, 1].
         label_smoothing: share of each label spread over all classes.
         shift: pixels by which an image is moved at random at most, along each axis.
         flip: mirror half of the images, at random.
@@ -158,7 +174,7 @@ def train_step(
         ValueError: when images or labels have another shape or dtype.
     """
     check_examples(images, labels)
-    inputs = prepare_images(images, image_size)
+    inputs = prepare_images(images, image_size, normalization)
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
     inputs = augment(jax.random.fold_in(key, 1), inputs, shift=shift, flip=flip, erase=erase)
 
@@ -213,7 +229,7 @@ def train_steps(
     return jax.lax.fori_loop(0, count, step, (state, metrics))
 
 
-@partial(jax.jit, static_argnames=("image_size", "flip"))
+@partial(jax.jit, static_argnames=("image_size", "normalization", "flip"))
 def eval_step(
     state: TrainState,
     metrics: Metrics,
@@ -222,6 +238,7 @@ def eval_step(
     weights: Float[Array, " B"],
     *,
     image_size: int,
+    normalization: Normalization | None = None,
     flip: bool = False,
 ) -> Metrics:
     """Adds a batch of the test set to the sums, normalised by the running statistics.
@@ -233,15 +250,16 @@ def eval_step(
         labels: integers (B,).
         weights: float32 (B,), 1 for a sample and 0 for padding.
         image_size: height and width the images are resized to, in pixels.
+        normalization: of their channels, scaled to [0, 1].
         flip: average the logits with those of the mirrored images.
     """
-    inputs = prepare_images(images, image_size)
+    inputs = prepare_images(images, image_size, normalization)
     logits = mirrored_logits(partial(state.apply_fn, state.variables, train=False), inputs, flip)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return metrics.add(logits, losses, labels, weights)
 
 
-@partial(jax.jit, static_argnames=("image_size", "flip"))
+@partial(jax.jit, static_argnames=("image_size", "normalization", "flip"))
 def eval_by_index(
     state: TrainState, metrics: Metrics, data: Images, indices: Any, weights: Any, **options: Any
 ) -> Metrics:
@@ -256,6 +274,7 @@ def evaluate(
     *,
     batch_size: int,
     image_size: int,
+    normalization: Normalization | None = None,
     flip: bool = False,
     mesh: Mesh | None = None,
     step: Callable[..., Metrics] | None = None,
@@ -268,13 +287,15 @@ def evaluate(
         data: the set, on the device.
         batch_size: images at a time; it changes nothing in the result.
         image_size: height and width the images are resized to, in pixels.
+        normalization: of their channels, scaled to [0, 1].
         flip: average each image's logits with those of its mirror image.
         mesh: the devices that share the work, if there are several.
         step: `eval_by_index`, compiled with these options.
         before_batch: called before each batch; it may raise.
     """
     mesh = mesh or data_mesh()
-    step = step or partial(eval_by_index, image_size=image_size, flip=flip)
+    options = {"image_size": image_size, "normalization": normalization, "flip": flip}
+    step = step or partial(eval_by_index, **options)
     batch_size = whole_share(batch_size, mesh)
     metrics = replicate(Metrics.empty(), mesh)
     count = len(data.labels)

@@ -1,7 +1,6 @@
 """Weights from elsewhere: which network they are of, fitted to another, in another layout."""
 
 import logging
-import os
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -12,7 +11,6 @@ from flax.typing import Dtype
 from resnet_flax.errors import InputError, one_line
 from resnet_flax.nn.blocks import Bottleneck
 from resnet_flax.nn.resnet import STEMS, ResNet, build_model
-from resnet_flax.weights.files import load_safetensors
 from resnet_flax.weights.keys import HEAD, match_keys
 from resnet_flax.weights.state_dict import from_torch, match, stem_kernel, to_torch
 
@@ -43,25 +41,25 @@ def guess_model(
 
 
 def start_from(
-    path: str | os.PathLike[str], model: ResNet, *, channels: int, seed: int
+    source: str, state_dict: Mapping[str, Any], model: ResNet, *, channels: int, seed: int
 ) -> dict[str, Any]:
-    """Reads the variables that a training starts from, fitted to the network and its images.
+    """The variables that a training starts from: a state dict fitted to a network and its images.
 
-    They are a safetensors file in any of the `LAYOUTS`. A dense layer for another number of classes
+    Its keys are in any of the `LAYOUTS`; ``source`` is what messages call it. A dense layer for another number of classes
     is drawn anew, by the seed; a stem for another number of channels is summed (to one) or
     replicated, as `from_torch` does it.
 
     Raises:
-        InputError: when the file cannot be read, or is of another network.
+        InputError: when it is of another network.
     """
-    logger.info("start from %s", path)
-    weights = match(model, load_safetensors(path), channels)
+    logger.info("start from %s", source)
+    weights = match(model, state_dict, channels)
     leaves = stem_kernel(weights.expected), HEAD[1]
     stem, head = (weights.tensors.get(weights.keys[leaf]) for leaf in leaves)
     biased = _has_biases(weights.tensors)
     if stem is not None and biased != model.use_bias:
         raise InputError(
-            f"{path} is of another flavour: its convolutions have "
+            f"{source} is of another flavour: its convolutions have "
             f"{'biases' if biased else 'no biases'}; choose `flavour` to fit"
         )
     adapted: Literal["sum", "replicate"] | None = None
@@ -74,7 +72,7 @@ def start_from(
             model, weights, in_channels=channels, adapt_stem=adapted, new_head=new_head
         )
     except InputError as error:
-        raise InputError(f"{path}: {one_line(error)[:1000]}") from error
+        raise InputError(f"{source}: {one_line(error)[:1000]}") from error
 
 
 def convert(

@@ -141,7 +141,7 @@ def test_averages_start_from_the_file_too(tmp_path):
     save_safetensors(path, to_torch(network(), old.variables))
     state, step = compiled(1, FAST)
     model = state.apply_fn.__self__
-    variables = start_from(path, model, channels=1, seed=0)
+    variables = start_from(str(path), load_safetensors(path), model, channels=1, seed=0)
     new = create_train_state(model, state.tx, data(), average=True, variables=variables)
     chex.assert_trees_all_equal(new.params["layer2"], old.params["layer2"])
     chex.assert_trees_all_equal(

@@ -43,7 +43,7 @@ def logged(caplog) -> None:
 
 
 def start(path, model: ResNet, channels: int = 1) -> dict:
-    return start_from(path, model, channels=channels, seed=5)
+    return start_from(str(path), load_safetensors(path), model, channels=channels, seed=5)
 
 
 D = {"stem": "deep", "average_shortcut": True}
