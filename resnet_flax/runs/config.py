@@ -35,7 +35,8 @@ class TrainConfig:
     model: str = _flag("network", choices=ARCHITECTURES)
     flavour: str = _flag("whose network: d2l, or torchvision", choices=FLAVOURS)
     recipe: str = _flag(
-        "how to train, and the defaults of the flags above: d2l as the book, fast, best",
+        "how to train, and the defaults of the flags above: d2l as the book, fast, best, or "
+        "finetune, to start from other weights",
         "d2l",
         choices=RECIPES,
     )
