@@ -111,8 +111,8 @@ def resized_crop(
 ) -> Float[Array, "N H W C"]:
     """Cuts a box out of each image and resizes it to the image's size.
 
-    Bilinear, as ``PIL.Image.resize(..., box=...)``, which reads on beyond the border of the box. A box
-    is magnified, so that nothing needs antialiasing.
+    Bilinear, as ``PIL.Image.resize(..., box=...)``, which reads on beyond the border of the box. A
+    box is magnified, so that nothing needs antialiasing.
 
     Args:
         images: float, (N, H, W, C).
