@@ -87,6 +87,7 @@ def augment(
     key: Key[Array, ""],
     images: Float[Array, "N H W C"],
     *,
+    random_resized_crop: float = 0.0,
     shift: int = 0,
     flip: bool = False,
     erase: float = 0.0,
@@ -96,6 +97,11 @@ def augment(
     Args:
         key: a random key.
         images: what is to be changed.
+        random_resized_crop: 0, or the least share of the area of the box that an image is cut down
+            to and that is made as large as the image was (Szegedy et al., 2015, arXiv:1409.4842).
+            The share is uniform up to 1; the logarithm of the sides' ratio, as of 1 for the image,
+            is uniform between those of 3/4 and 4/3, where the box fits. torchvision draws both
+            anew instead when it does not, so that its boxes are smaller on average.
         shift: pixels by which an image is moved at most, along each axis; zeros come in.
         flip: mirror half of the images.
         erase: share of the images in which a rectangle becomes noise, uniform in [0, 1] (Zhong et
@@ -103,6 +109,8 @@ def augment(
             to 1 / 0.3, rounded and cut off at the image's.
     """
     flip_key, shift_key = jax.random.split(key)
+    if random_resized_crop:
+        images = _random_resized_crop(jax.random.fold_in(key, 3), images, random_resized_crop)
     if flip:
         flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
         images = jnp.where(flipped, images[:, :, ::-1], images)
@@ -117,6 +125,29 @@ def augment(
     if erase:  # 0 and 1 would give the keys above once more
         images = _erase(jax.random.fold_in(key, 2), images, erase)
     return images
+
+
+def resized_crop(
+    images: Float[Array, "N H W C"], corners: Float[Array, "N 2"], sides: Float[Array, "N 2"]
+) -> Float[Array, "N H W C"]:
+    """Cuts a box out of each image and resizes it to the image's size.
+
+    Bilinear, as ``PIL.Image.resize(..., box=...)``, which reads on beyond the border of the box. A
+    box is magnified, so that nothing needs antialiasing.
+
+    Args:
+        images: float, (N, H, W, C).
+        corners: top and left of each box, as shares of height and width, (N, 2).
+        sides: its height and width, as shares of the image's, (N, 2).
+    """
+
+    def resized(image: jax.Array, corner: jax.Array, side: jax.Array) -> jax.Array:
+        offset = -corner / side * jnp.asarray(image.shape[:2])
+        return jax.image.scale_and_translate(
+            image, image.shape, (0, 1), 1 / side, offset, "linear", antialias=False
+        )
+
+    return jax.vmap(resized)(images, corners, sides)
 
 
 def mirrored_logits(
@@ -147,6 +178,16 @@ def check_shape(images: Any) -> None:
             f"images must have shape (N, H, W, C); {images.shape} looks like PyTorch's "
             "(N, C, H, W): transpose by (0, 2, 3, 1)"
         )
+
+
+def _random_resized_crop(key: jax.Array, images: jax.Array, smallest: float) -> jax.Array:
+    keys = jax.random.split(key, 3)
+    area = jax.random.uniform(keys[0], (len(images), 1), minval=smallest)
+    largest = jnp.minimum(math.log(4 / 3), -jnp.log(area))  # a longer side would not fit
+    ratio = jnp.exp(largest * jax.random.uniform(keys[1], area.shape, minval=-1))
+    sides = jnp.sqrt(jnp.concatenate([area / ratio, area * ratio], axis=1))
+    corners = jax.random.uniform(keys[2], sides.shape) * (1 - sides)
+    return resized_crop(images, corners, sides)
 
 
 def _erase(key: jax.Array, images: jax.Array, share: float) -> jax.Array:

@@ -39,8 +39,9 @@ class TrainConfig:
     model: str = _flag("network", choices=ARCHITECTURES)
     flavour: str = _flag("whose network: d2l, or torchvision", choices=FLAVOURS)
     recipe: str = _flag(
-        "how to train, and the defaults of the flags above: d2l as the book, fast, best, or finetune "
-        "(default: d2l, or finetune with the --init of a network)",
+        "how to train, and the defaults of the flags above: d2l as the book, fast, best, or "
+        "finetune, to start from other weights (default: d2l, or finetune where `init` is a "
+        "network)",
         choices=RECIPES,
     )
     dataset: str = _flag(
@@ -57,7 +58,7 @@ class TrainConfig:
     )
     normalization: str | None = _flag(
         "what is taken off the images' channels, and what they are divided by: imagenet's, or none "
-        "(default: that of the --init network, or none)",
+        "(default: those of the `init` network, or none)",
         choices=("imagenet", "none"),
     )
     freeze_stages: int = _flag(

@@ -64,7 +64,8 @@ def _resumed_folder(config: TrainConfig) -> Path:
             raise InputError(f"nothing to resume: there is no run in {RUNS}/")
         folder = runs[-1].parent
     saved = _saved_config(folder)
-    free = FREE_FIELDS - ({"epochs"} if RECIPES[config.recipe].muon else set())
+    one_rate = RECIPES[config.recipe].optimizer == "sgd"  # whatever the number of epochs
+    free = FREE_FIELDS - (set() if one_rate else {"epochs"})
     differing = [
         f"`{name}` {saved.get(name)!r:.60} there, {value!r} here"
         for name, value in as_json(config).items()

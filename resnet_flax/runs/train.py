@@ -88,7 +88,7 @@ def train(
         batches=batches,
         epochs=config.epochs,
         step_options={**inputs, **recipe.step_options()},
-        eval_options={**inputs, "flip": recipe.flip},
+        eval_options={**inputs, "flip": recipe.flip_test},
         mesh=mesh,
         seconds_between_checkpoints=config.checkpoint_seconds,
     )
@@ -202,7 +202,7 @@ def describe_network(
         classes=data.classes,
         image_shape=data.train.images.shape[1:],
         image_size=config.image_size,
-        flip=RECIPES[config.recipe].flip,
+        flip=RECIPES[config.recipe].flip_test,
         dark_background=not bright_border(data.train.images),
         dataset=config.dataset,
         seed=config.seed,

@@ -1,7 +1,7 @@
-"""How to train, as data: D2L's recipe, one for speed, and one for accuracy."""
+"""How to train, as data: D2L's recipe, for speed, for accuracy, and from other weights."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -22,16 +22,20 @@ class Recipe:
         image_size: height and width that images are resized to, in pixels.
         model: key of `resnet_flax.ARCHITECTURES`.
         flavour: key of `resnet_flax.FLAVOURS`.
-        muon: instead of plain SGD, Muon for the convolutions' kernels (Jordan et al., 2024,
+        optimizer: ``sgd``, plain and at one rate; or, at a rate that rises to ``learning_rate`` and
+            falls to nearly 0 (one cycle: Smith, 2018, arXiv:1803.09820), ``nesterov``, SGD with
+            Nesterov's momentum, or ``muon`` for the convolutions' kernels (Jordan et al., 2024,
             https://kellerjordan.github.io/posts/muon), which makes each one's mean gradient an
-            orthogonal matrix, and Adam for the rest; the rate rises to ``learning_rate`` and falls
-            to nearly 0 (one cycle: Smith, 2018, arXiv:1803.09820).
-        momentum: weight of the past in Muon's mean gradient.
-        weight_decay: share of a convolution's kernel that a step takes off it, times the rate.
+            orthogonal matrix, and Adam for the rest.
+        momentum: weight of the past in the mean gradient.
+        weight_decay: share of a convolution's kernel that Muon's step takes off it, times the rate.
         adam_share: Adam's rate as a share of Muon's.
         label_smoothing: share of each label spread over all classes (Szegedy et al., 2016).
+        random_resized_crop: least share of the area of a training image that a random crop keeps;
+            0 for none (`resnet_flax.nn.preprocessing.augment`).
         shift: pixels by which training images are moved at most, along each axis.
-        flip: mirror half of the training images, and average each test image with its mirror image.
+        flip: mirror half of the training images.
+        flip_test: average each test image's logits with those of its mirror image.
         erase: share of the training images in which a rectangle becomes noise (Zhong et al., 2017).
         average_decay: weight of the past in the running average of parameters and statistics that
             is evaluated and saved; 0 for none.
@@ -43,13 +47,15 @@ class Recipe:
     image_size: int
     model: str
     flavour: str
-    muon: bool = False
+    optimizer: Literal["sgd", "nesterov", "muon"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.02
     adam_share: float = 1 / 6
     label_smoothing: float = 0.0
+    random_resized_crop: float = 0.0
     shift: int = 0
     flip: bool = False
+    flip_test: bool = False
     erase: float = 0.0
     average_decay: float = 0.0
 
@@ -60,7 +66,8 @@ class Recipe:
 
     def step_options(self) -> dict[str, Any]:
         """Keyword arguments of `resnet_flax.training.train_step`."""
-        names = ("label_smoothing", "shift", "flip", "erase", "average_decay")
+        augmentation = ("random_resized_crop", "shift", "flip", "erase")
+        names = ("label_smoothing", *augmentation, "average_decay")
         return {name: getattr(self, name) for name in names}
 
 
@@ -82,10 +89,11 @@ RECIPES = {
         image_size=28,
         model="resnet8",
         flavour="torchvision",
-        muon=True,
+        optimizer="muon",
         label_smoothing=0.05,
         shift=1,
         flip=True,
+        flip_test=True,
         average_decay=0.995,
     ),
     # The same at twice the width and depth, for nearly two hours on two cores.
@@ -96,11 +104,25 @@ RECIPES = {
         image_size=28,
         model="resnet14",
         flavour="torchvision",
-        muon=True,
+        optimizer="muon",
         label_smoothing=0.1,
         shift=2,
         flip=True,
+        flip_test=True,
         average_decay=0.998,
+    ),
+    # For weights from elsewhere; scored plainly, as whoever gets the network back scores it.
+    "finetune": Recipe(
+        epochs=10,
+        batch_size=32,
+        learning_rate=0.01,
+        image_size=224,
+        model="resnet18",
+        flavour="torchvision",
+        optimizer="nesterov",
+        label_smoothing=0.1,
+        random_resized_crop=0.25,
+        flip=True,
     ),
 }
 """Name -> recipe."""
@@ -110,12 +132,14 @@ def build_optimizer(
     recipe: Recipe, learning_rate: float, steps: int
 ) -> optax.GradientTransformation:
     """The recipe's optimiser, for a run of so many steps; the rate is the largest."""
-    if not recipe.muon:
+    if recipe.optimizer == "sgd":
         return optax.sgd(learning_rate)
 
     def one_cycle(largest: float) -> optax.Schedule:
         return optax.cosine_onecycle_schedule(steps, largest, pct_start=0.2)
 
+    if recipe.optimizer == "nesterov":
+        return optax.sgd(one_cycle(learning_rate), recipe.momentum, nesterov=True)
     return muon(
         one_cycle(learning_rate),
         beta=recipe.momentum,

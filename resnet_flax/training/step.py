@@ -131,6 +131,7 @@ _compiled_init = jax.jit(
         "image_size",
         "normalization",
         "label_smoothing",
+        "random_resized_crop",
         "shift",
         "flip",
         "erase",
@@ -147,6 +148,7 @@ def train_step(
     image_size: int,
     normalization: Normalization | None = None,
     label_smoothing: float = 0.0,
+    random_resized_crop: float = 0.0,
     shift: int = 0,
     flip: bool = False,
     erase: float = 0.0,
@@ -162,6 +164,7 @@ def train_step(
         image_size: height and width the images are resized to, in pixels.
         normalization: of their channels, scaled to [0, 1].
         label_smoothing: share of each label spread over all classes.
+        random_resized_crop: least share of an image's area that a random crop keeps; 0 for none.
         shift: pixels by which an image is moved at random at most, along each axis.
         flip: mirror half of the images, at random.
         erase: share of the images in which a rectangle becomes noise.
@@ -176,7 +179,14 @@ def train_step(
     check_examples(images, labels)
     inputs = prepare_images(images, image_size, normalization)
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    inputs = augment(jax.random.fold_in(key, 1), inputs, shift=shift, flip=flip, erase=erase)
+    inputs = augment(
+        jax.random.fold_in(key, 1),
+        inputs,
+        random_resized_crop=random_resized_crop,
+        shift=shift,
+        flip=flip,
+        erase=erase,
+    )
 
     def loss_function(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
         logits, updates = state.apply_fn(

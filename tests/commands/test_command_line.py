@@ -55,6 +55,7 @@ def test_a_recipe_has_a_network_by_name_and_model_and_flavour_always_win():
     for arguments, model, flavour, stages in (
         ("--recipe fast", "resnet8", "torchvision", (1, 1, 1)),
         ("--recipe best", "resnet14", "torchvision", (2, 2, 2)),
+        ("--recipe finetune", "resnet18", "torchvision", (2, 2, 2, 2)),
         ("--recipe fast --model resnet50", "resnet50", "torchvision", (3, 4, 6, 3)),
         ("--recipe fast --flavour d2l", "resnet8", "d2l", (1, 1, 1)),
     ):

@@ -23,7 +23,7 @@ from tests.support.small_run import new_job, new_state, random_data
 EPOCHS, BATCH_SIZE, BATCHES = 2, 8, 3
 # Momentum and an average of the parameters, so that all a state can hold is in it.
 FAST = RECIPES["fast"]
-FAST_JOB = {"flip": FAST.flip, "step_options": FAST.step_options()}
+FAST_JOB = {"flip": FAST.flip_test, "step_options": FAST.step_options()}
 DATA = random_data(20)
 OPTIMIZER = build_optimizer(FAST, 0.05, EPOCHS * BATCHES)
 

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from resnet_flax.training.recipes import RECIPES, build_optimizer
 from resnet_flax.training.step import eval_step, moving_average, train_step
 from tests.support.small_run import IMAGE_SIZE, new_state, random_data
 
-FAST, D2L = RECIPES["fast"], RECIPES["d2l"]
+FAST, D2L, FINETUNE = (RECIPES[name] for name in ("fast", "d2l", "finetune"))
 
 
 def images(count: int = 64) -> np.ndarray:
@@ -21,7 +22,8 @@ def images(count: int = 64) -> np.ndarray:
 
 def test_d2l_does_not_touch_the_images():
     before = images()
-    options = {name: getattr(D2L, name) for name in ("shift", "flip", "erase")}
+    names = ("random_resized_crop", "shift", "flip", "erase")
+    options = {name: getattr(D2L, name) for name in names}
     np.testing.assert_array_equal(augment(jax.random.key(0), before, **options), before)
 
 
@@ -102,6 +104,36 @@ def test_one_cycle_rises_and_falls_to_nearly_nothing():
     assert max(rates) == pytest.approx(1, rel=1e-2)
     assert rates.index(max(rates)) == 20
     assert rates[-1] < 1e-3
+
+
+def test_finetune_is_nesterovs_momentum_in_one_cycle():
+    optimizer = build_optimizer(FINETUNE, 1.0, 100)
+    params, gradient = {"bias": jnp.zeros(2)}, {"bias": -jnp.ones(2)}
+    state, mean, rates = optimizer.init(params), 0.0, []
+    update = jax.jit(optimizer.update)
+    for _ in range(100):
+        updates, state = update(gradient, state)
+        mean = 1 + FINETUNE.momentum * mean
+        rates.append(float(updates["bias"][0]) / (1 + FINETUNE.momentum * mean))
+    assert rates[0] < 0.1
+    assert max(rates) == pytest.approx(1, rel=1e-5)
+    assert rates.index(max(rates)) == 20
+    assert rates[-1] < 1e-3
+
+
+def test_finetune_crops_and_mirrors_to_train_and_is_scored_plainly():
+    options = FINETUNE.step_options()
+    assert options["random_resized_crop"] > 0
+    assert options["flip"]
+    assert not FINETUNE.flip_test
+    assert {name for name, recipe in RECIPES.items() if recipe.flip_test} == {"fast", "best"}
+
+    # The step does it.
+    data = random_data(8)
+    state = jax.eval_shape(lambda: new_state(data))
+    step = partial(train_step.lower, state, Metrics.empty(), *data, image_size=IMAGE_SIZE)
+    plain = {"random_resized_crop": 0.0}
+    assert step(**options).as_text() != step(**options | plain).as_text()
 
 
 def test_muon_turns_a_kernel_in_all_directions_alike():
