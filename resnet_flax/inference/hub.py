@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
@@ -177,11 +178,15 @@ def torchvision_weights(name: str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # torch.hub would wait for an answer without end.
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT):
+            with urllib.request.urlopen(
+                urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT
+            ):
                 pass
             torch.hub.download_url_to_file(url, str(path), weights.sha256)
         # A hash that differs is its RuntimeError.
         except (OSError, http.client.HTTPException, RuntimeError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # its connection
             raise InputError(
                 f"cannot fetch {url} to {path.parent} (a place that TORCH_HOME sets): "
                 f"{reason(error)}: try again, or put the file there"

@@ -41,7 +41,7 @@ class HubServer:
 
     Attributes:
         endpoint: its address, for ``HF_ENDPOINT``.
-        requests: what was asked: ``(method, path, headers)``.
+        requests: what was asked: ``(method, path, headers)``, these in small letters.
         cuts: a file's name to the numbers of bytes after which its next downloads end.
         damaged: names of files of which one bit is wrong.
     """
@@ -110,9 +110,11 @@ class HubServer:
 class _Handler(http.server.BaseHTTPRequestHandler):
     hub: HubServer
 
-    def do_GET(self) -> None:  # noqa: N802 (the name that http.server calls)
+    def do_GET(self) -> None:
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        self.hub.requests.append((self.command, path, dict(self.headers)))
+        self.hub.requests.append(
+            (self.command, path, {k.lower(): v for k, v in self.headers.items()})
+        )
         if self.hub.status:
             return self._answer(self.hub.status)
         if match := re.fullmatch(r"/cdn/(\w+)/(.+)", path):
@@ -121,13 +123,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             content = self.hub._torchvision.get(match[1])
             return self._answer(404) if content is None else self._send(match[1], content, {})
         prefix = r"(?:(datasets|spaces)/)?([^/]+/[^/]+)"
-        if match := re.fullmatch(rf"/{prefix}/resolve/([^/]+|refs/pr/\d+)/(.+)", path):
+        if match := re.fullmatch(rf"/{prefix}/resolve/(refs/pr/\d+|[^/]+)/(.+)", path):
             return self._resolve(*match.groups())
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             return self._describe(match[1], match[2] or "main")
         return self._answer(404)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET  # noqa: N815 (as http.server calls it)
 
     def _resolve(self, kind: str | None, name: str, revision: str, filename: str) -> None:
         if new := self.hub._renamed.get(name):
