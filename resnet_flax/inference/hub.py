@@ -101,17 +101,19 @@ def fetch(name: str, filename: str) -> Path | None:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     repository, _, revision = name.partition("@")
-    file = {"repo_id": repository, "filename": filename, "revision": revision or "main"}
+    revision = revision or "main"
     try:
         # Without a network hf_hub_download alone would try again for 23 s; that a file is missing
         # it notes in its cache.
         with contextlib.suppress(RemoteEntryNotFoundError):
-            get_hf_file_metadata(hf_hub_url(**file), timeout=TIMEOUT)
-        found = hf_hub_download(**file)
+            get_hf_file_metadata(
+                hf_hub_url(repository, filename, revision=revision), timeout=TIMEOUT
+            )
+        found = hf_hub_download(repository, filename, revision=revision)
     except RemoteEntryNotFoundError:
         return None
     except Exception as error:  # of many kinds: its HTTP library changes with its version
-        cached = try_to_load_from_cache(**file)
+        cached = try_to_load_from_cache(repository, filename, revision=revision)
         if cached is None:
             raise InputError(_failure(name, filename, error)) from error
         if not isinstance(cached, str):  # it is known to be missing
