@@ -234,13 +234,14 @@ def _failure(name: str, filename: str, error: Exception) -> str:
 
     repository, _, revision = name.partition("@")
     hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
-    token = "a token, by `hf auth login` or HF_TOKEN"
+    login = "by `hf auth login` or HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
-        return f"{repository} is gated: ask for access at {hub}/{repository}, then give {token}"
+        page = f"{hub}/{repository}"
+        return f"{repository} is gated: ask for access at {page}, then give a token {login}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"{repository} is neither a folder here nor a repository of models at {hub} "
-            f"(a private one needs {token})"
+            f"(a private one needs a token, {login})"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repository} at {hub} has no branch, tag or commit {revision or 'main'}"
@@ -250,13 +251,14 @@ def _failure(name: str, filename: str, error: Exception) -> str:
             "it from being fetched: unset it once"
         )
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-        return f"{hub} refuses access to {repository}: give {token} that may read it"
+        return f"{hub} refuses access to {repository}: give a token that may read it, {login}"
     if isinstance(error, OSError) and error.errno:
         return (
             f"cannot keep {filename} of {name} in {cache}: {reason(error)}: make room, or set "
             "HF_HOME to another place"
         )
+    why = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
     return (
         f"{name} is no folder here, and its {filename} cannot be fetched from {hub}: "
-        f"{reason(error)}: check the network, and HF_ENDPOINT if it is set"
+        f"{why.rstrip('.'):.200}: check the network, and HF_ENDPOINT if it is set"
     )

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from resnet_flax.errors import InputError
 from resnet_flax.inference.hub import (
@@ -196,6 +196,12 @@ def test_a_broken_index_is_refused(hub, tmp_path, index, message):
     assert message in refused(fetch_weights, NAME)
 
 
+def test_the_fake_describes_a_repository_as_the_client_reads_it(hub, served):
+    info = HfApi(endpoint=hub.endpoint).model_info(NAME)
+    assert (info.id, info.sha, info.gated) == (NAME, served, False)
+    assert [file.rfilename for file in info.siblings] == [*FILES]
+
+
 # What is refused
 
 
@@ -220,12 +226,14 @@ def test_a_repository_without_weights(hub, tmp_path):
 
 def test_a_gated_repository_needs_a_token(hub, tmp_path, monkeypatch):
     hub.serve(NAME, write(tmp_path / "main", FILES), gated=True)
-    gated = f"{NAME} is gated: ask for access at {hub.endpoint}/{NAME}, then give a token, by `hf"
+    gated = f"{NAME} is gated: ask for access at {hub.endpoint}/{NAME}, then give a token by `hf"
     assert gated in refused(fetch_weights, NAME)
     monkeypatch.setenv("HF_TOKEN", STRANGER)
     assert gated in refused(fetch_weights, NAME)
     monkeypatch.setenv("HF_TOKEN", "hf_revoked")
-    assert f"{hub.endpoint} refuses access to {NAME}: give a token" in refused(fetch_weights, NAME)
+    assert f"{hub.endpoint} refuses access to {NAME}: give a token that" in refused(
+        fetch_weights, NAME
+    )
     monkeypatch.setenv("HF_TOKEN", READER)
     assert fetch_weights(NAME)[0].read_bytes() == CONTENT
     # The token is for the hub, not for the host that keeps its large files.
@@ -253,7 +261,9 @@ def test_offline_mode(hub, served, monkeypatch):
 
 def test_a_server_in_trouble(hub, served):
     hub.status = 503
-    assert "503 Service Unavailable" in refused(fetch, NAME, "config.json")
+    line = refused(fetch, NAME, "config.json")
+    assert "503 Service Unavailable" in line
+    assert "more information" not in line
     hub.status = None
     assert fetch(NAME, "config.json")
 
