@@ -44,3 +44,12 @@ def torchvision_checkpoint(tmp_path, monkeypatch):
     torch.manual_seed(0)
     network = TorchvisionResNet((2, 2, 2, 2), 3, 1000, "imagenet")
     save_file(network.state_dict(), "checkpoint.safetensors")
+
+
+@pytest.fixture
+def hub(tmp_path_factory):
+    """The hub and torchvision's server on loopback, with caches of their own."""
+    from tests.support.hub_server import hub_server
+
+    with hub_server(tmp_path_factory.mktemp("caches")) as server:
+        yield server
