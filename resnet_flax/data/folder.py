@@ -39,8 +39,8 @@ def load_folder(path: str, image_size: int, seed: int, resizing: Resizing | None
     order = np.concatenate([train, test])  # so that each part is a slice, and no copy
     logger.info(f"{path}: reading {len(order)} images")
     images = read_images([files.paths[index] for index in order], image_size, resizing)
-    parts = Dataset(images, files.labels[order]).hold_out(len(test))
-    return Splits(*parts, files.classes, resizing=resizing)
+    data = Dataset(images, files.labels[order])
+    return Splits(*data.hold_out(len(test)), files.classes, resizing=resizing)
 
 
 def find_images(folder: Path) -> ImageFiles:

@@ -145,7 +145,9 @@ def resized(image: Image.Image, size: int, resizing: Resizing, mode: str = "RGB"
     """
     image = _plain(image).convert("RGB")
     side, shorter = resizing.side, min(image.size)
-    new = (side, side) if resizing.squash else tuple(side * n // shorter for n in image.size)
+    new = (side, side)
+    if not resizing.squash:
+        new = (side * image.width // shorter, side * image.height // shorter)
     if new[0] * new[1] > LARGEST:
         raise InputError(f"{image.width}x{image.height} pixels: too long and thin")
     image = image.resize(new, Image.Resampling[resizing.interpolation.upper()])

@@ -2,8 +2,8 @@
 
 Either file holds the network with its weights, from images, float32 in [0, 1] of shape
 (N, H, W, C), to logits, for any N; normalisation is in the file too, and where the network's
-accuracy is that of logits averaged with the mirror image's, so is that. It is run and compared with the network before it
-is kept.
+accuracy is that of logits averaged with the mirror image's, so is that. It is run and compared with
+the network before it is kept.
 
 * ``model.stablehlo`` is a program of JAX, for CPUs, GPUs and TPUs, without this package or Flax:
   ``jax.export.deserialize(bytearray(content)).call(images)``.
@@ -103,6 +103,5 @@ def image_shape(network: Network) -> tuple[int, int, int]:
 
 
 def _classify(network: Network, variables: Any, images: jax.Array) -> jax.Array:
-    if network.normalization:
-        images = network.normalization(images)
+    images = network.normalization(images) if network.normalization else images
     return mirrored_logits(partial(network.model.apply, variables), images, network.flip)

@@ -10,8 +10,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from resnet_flax.data import INTERPOLATIONS
+from resnet_flax.data import INTERPOLATIONS, Resizing
 from resnet_flax.errors import reason
+from resnet_flax.inference.hub import TorchvisionWeights
 from resnet_flax.nn.blocks import Bottleneck, Residual
 from resnet_flax.nn.preprocessing import IMAGENET_NORMALIZATION
 from resnet_flax.nn.resnet import ARCHITECTURES, ResNet, build_model, describe_model
@@ -46,10 +47,10 @@ def foreign_network(config: Mapping[str, Any], preprocessor: Any) -> dict[str, A
         raise ValueError(f"a value is missing or of the wrong kind ({reason(error)})") from error
 
 
-def torchvision_network(architecture: str, side: int) -> dict[str, Any]:
-    """One of torchvision's, as of `Network.as_json`, evaluated on images resized to that side."""
-    resizing = {"side": side, "squash": False, "interpolation": "bilinear", "rounds_down": False}
-    model = build_model(architecture, "torchvision", num_classes=1000)
+def torchvision_network(weights: TorchvisionWeights) -> dict[str, Any]:
+    """The network of a set of torchvision's weights, as of `Network.as_json`."""
+    resizing = Resizing(weights.resize)._asdict()
+    model = build_model(weights.architecture, "torchvision", num_classes=1000)
     return _described(model, imagenet_classes(), 224, resizing, MEAN, STD)
 
 

@@ -14,7 +14,7 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from resnet_flax.errors import InputError, reason
 
@@ -74,7 +74,7 @@ TORCHVISION = {
 }
 
 
-def is_name(text: str | os.PathLike[str]) -> bool:
+def is_name(text: str | os.PathLike[str]) -> TypeGuard[str]:
     """Whether it names something to fetch: ``OWNER/NAME``, or ``OWNER/NAME@REVISION``.
 
     Where ``OWNER`` is a folder here it is a path, and so is every path object.

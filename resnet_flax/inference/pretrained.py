@@ -41,6 +41,7 @@ LARGEST_CONFIG, LARGEST_HEADER = 10_000_000, 1_000_000  # bytes; ImageNet-22k's 
 LONGEST_NAME, LONGEST_PATH = 300, 1000
 LARGEST_IMAGE = 1024  # pixels, as --image-size
 LARGEST_SEED = 2**32 - 1
+TORCHVISION = "torchvision/"  # begins the names of its weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ def from_pretrained(where: str | os.PathLike[str]) -> tuple[ResNet, dict[str, An
 
 def read_pretrained(where: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]]:
     """As `from_pretrained`, with all that is known about the network."""
-    network, weights = read_network(where), find_weights(where)
+    network = read_network(where)
     channels = network.image_shape[-1]
     try:
         shapes = variable_shapes(network.model, channels)
@@ -151,14 +152,11 @@ def read_pretrained(where: str | os.PathLike[str]) -> tuple[Network, dict[str, A
         why = reason(error)
         raise InputError(f"{where} describes no network that can be built: {why}") from error
     values = sum(math.prod(spec.shape) for spec in shapes.values())
-    needed = 8 * values + LARGEST_HEADER  # of float64
-    if (size := weights.stat().st_size) > needed:
-        raise InputError(f"{weights} has {size:,} bytes; the network of {where} needs less")
+    state_dict = read_tensors(where, 8 * values + LARGEST_HEADER)  # of float64
     try:
-        variables = from_torch(network.model, read_checkpoint(weights), in_channels=channels)
+        return network, from_torch(network.model, state_dict, in_channels=channels)
     except InputError as error:
-        raise InputError(f"{weights}: {reason(error, 1000)}") from error
-    return network, variables
+        raise InputError(f"{where}: {reason(error, 1000)}") from error
 
 
 def read_network(where: str | os.PathLike[str]) -> Network:
@@ -172,27 +170,31 @@ def read_network(where: str | os.PathLike[str]) -> Network:
         config = _inside(folder, CONFIG)
         other = _inside(folder, PREPROCESSOR) if (folder / PREPROCESSOR).exists() else None
         return _read_network(config, config, other)
-    name = os.fspath(where)
-    if name.startswith(hub.TORCHVISION):
-        return Network.from_json(torchvision_network(*hub.torchvision_rule(name)))
-    config, other = (hub.fetch(name, file) for file in (CONFIG, PREPROCESSOR))
-    if config is None:
-        raise InputError(f"{name} has no {CONFIG}, which would tell the network")
-    return _read_network(name, config, other)
+    if where.startswith(TORCHVISION):
+        return Network.from_json(torchvision_network(hub.torchvision_set(where)))
+    if (fetched := hub.fetch(where, CONFIG)) is None:
+        raise InputError(f"{where} has no {CONFIG}, which would tell the network")
+    return _read_network(where, fetched, hub.fetch(where, PREPROCESSOR))
 
 
-def find_weights(where: str | os.PathLike[str]) -> Path:
-    """The file with the weights of a folder or a name.
+def read_tensors(where: str | os.PathLike[str], most: float = math.inf) -> dict[str, Any]:
+    """The state dict of a folder or a name.
 
     Raises:
-        InputError: as `from_pretrained`.
+        InputError: as `from_pretrained`, and when its files have more than so many bytes.
     """
     if not hub.is_name(where):
-        return _inside(Path(where), WEIGHTS)
-    name = os.fspath(where)
-    return (hub.torchvision_weights if name.startswith(hub.TORCHVISION) else hub.fetch_weights)(
-        name
-    )
+        files = [_inside(Path(where), WEIGHTS)]
+    elif where.startswith(TORCHVISION):
+        files = [hub.torchvision_weights(where)]
+    else:
+        files = hub.fetch_weights(where)
+    if (size := sum(file.stat().st_size for file in files)) > most:
+        raise InputError(f"{files[0]} has {size:,} bytes; the network of {where} needs less")
+    state_dict: dict[str, Any] = {}
+    for file in files:
+        state_dict |= read_checkpoint(file)
+    return state_dict
 
 
 def save_weights(folder: Path, network: Network, variables: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Key, UInt8
 
-AnyArray = Array | np.ndarray
 # Pillow's fixed point for 8-bit images: 32 bits less 8 for the pixel and 2 for the sum.
 PRECISION_BITS = 22
 
@@ -26,9 +25,9 @@ class Normalization(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, images: Float[AnyArray, "N H W C"]) -> Float[AnyArray, "N H W C"]:
-        """Normalises images in [0, 1], as torchvision's ``Normalize`` does."""
-        return (images - np.float32(self.mean)) / np.float32(self.std)
+    def __call__(self, images: Any) -> Any:
+        """Normalises images in [0, 1], (..., C), of NumPy or JAX, as torchvision does."""
+        return (images - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
 
 # Of ImageNet's pixels, as torchvision, timm and transformers have them.

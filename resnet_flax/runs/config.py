@@ -12,7 +12,6 @@ from resnet_flax.errors import InputError
 from resnet_flax.nn.resnet import ARCHITECTURES, DTYPES, FLAVOURS
 from resnet_flax.training.recipes import RECIPES
 
-
 TOLD = ("model", "flavour", "image_size")  # fields that a pretrained network fills in
 
 

@@ -67,8 +67,8 @@ logits = model.apply(variables, images)
 ```
 
 The network was trained on images of {height}x{width} pixels{ground}. It takes them at {size}x{size}
-(resized as Pillow's {interpolation} filter does it), divided by 255, and {normalization}. Pictures from
-elsewhere differ from the data set's: expect more mistakes on them.
+(resized as Pillow's {interpolation} filter does it), divided by 255, and {normalization}. Pictures
+from elsewhere differ from the data set's: expect more mistakes on them.
 
 `model.safetensors` has PyTorch's names and order of axes ({layout}'s network).
 

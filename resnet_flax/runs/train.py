@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from resnet_flax.data import Resizing, Splits, bright_border, load_dataset, shuffled_batches
-from resnet_flax.inference.pretrained import Network, find_weights, read_network
+from resnet_flax.inference.pretrained import Network, read_network, read_tensors
 from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
@@ -27,7 +27,7 @@ from resnet_flax.training.position import EpochResult, Position
 from resnet_flax.training.progress import Progress
 from resnet_flax.training.recipes import RECIPES, build_optimizer, freeze
 from resnet_flax.training.step import Images, TrainState, create_train_state
-from resnet_flax.weights import read_checkpoint, start_from
+from resnet_flax.weights import load_safetensors, start_from
 
 logger = logging.getLogger(__name__)
 
@@ -134,16 +134,16 @@ def choose_model(config: TrainConfig, pretrained: Network | None) -> tuple[ResNe
     if config.model or config.flavour:
         name, flavour = architecture(model) or ("resnet18", "torchvision")
         model = build_model(config.model or name, config.flavour or flavour, dtype=config.dtype)
-    names = dict(zip(("model", "flavour"), architecture(model) or (None, None), strict=True))
+    told = dict(zip(("model", "flavour"), architecture(model) or (None, None), strict=True))
     size = config.image_size or pretrained.image_size
-    return model, dataclasses.replace(config, image_size=size, **names)
+    return model, dataclasses.replace(config, image_size=size, **told)  # type: ignore[arg-type]
 
 
 def resizing_for(image_size: int, pretrained: Network | None) -> Resizing | None:
     """A pretrained network's way from pictures to squares, for squares of another size."""
-    resizing = pretrained and pretrained.resizing
-    if not resizing:
+    if pretrained is None or pretrained.resizing is None:
         return None
+    resizing = pretrained.resizing
     side = max(image_size, resizing.side * image_size // pretrained.image_size)
     return resizing._replace(side=side)
 
@@ -184,7 +184,8 @@ def initial_state(config: TrainConfig, model: ResNet, job: Job) -> TrainState:
     optimizer = freeze(build_optimizer(recipe, config.learning_rate, steps), model)
     variables = None
     if config.init:
-        tensors = read_checkpoint(find_weights(config.init) if config.from_network else config.init)
+        read = read_tensors if config.from_network else load_safetensors
+        tensors = read(config.init)
         channels = job.train_set.images.shape[-1]
         variables = start_from(config.init, tensors, model, channels=channels, seed=config.seed)
     average = recipe.average_decay > 0

@@ -45,9 +45,9 @@ def start_from(
 ) -> dict[str, Any]:
     """The variables that a training starts from: a state dict fitted to a network and its images.
 
-    Its keys are in any of the `LAYOUTS`; ``source`` is what messages call it. A dense layer for another number of classes
-    is drawn anew, by the seed; a stem for another number of channels is summed (to one) or
-    replicated, as `from_torch` does it.
+    Its keys are in any of the `LAYOUTS`; ``source`` is what messages call it. A dense layer for
+    another number of classes is drawn anew, by the seed; a stem for another number of
+    channels is summed (to one) or replicated, as `from_torch` does it.
 
     Raises:
         InputError: when it is of another network.

@@ -16,7 +16,13 @@ from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import Position
 from resnet_flax.training.recipes import RECIPES, build_optimizer, freeze
 from resnet_flax.training.step import Images, TrainState, create_train_state, train_step
-from resnet_flax.weights import save_safetensors, start_from, to_torch, variable_shapes
+from resnet_flax.weights import (
+    load_safetensors,
+    save_safetensors,
+    start_from,
+    to_torch,
+    variable_shapes,
+)
 from tests.support.small_run import checkpoints_of
 
 FAST, D2L = RECIPES["fast"], RECIPES["d2l"]

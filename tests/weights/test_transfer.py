@@ -12,6 +12,7 @@ from resnet_flax.weights import (
     LAYOUTS,
     guess_model,
     keys,
+    load_safetensors,
     save_safetensors,
     start_from,
     state_dict,
