@@ -71,13 +71,12 @@ def _timm_network(config: Mapping[str, Any]) -> dict[str, Any]:
     told = config.get("pretrained_cfg", config)
     arguments = dict(config.get("model_args") or {})
     channels = arguments.pop("in_chans", 3)
-    arguments.pop("num_classes", None)
+    if arguments.setdefault("global_pool", config.get("global_pool") or "avg") == "avg":
+        del arguments["global_pool"]
+    for name in ("num_classes", "drop_rate", "drop_path_rate"):  # nothing to a trained network
+        arguments.pop(name, None)
     if arguments:
         raise ValueError(f"timm's {architecture} with {arguments!r:.100} is not supported")
-    if (pooling := config.get("global_pool") or "avg") != "avg":
-        raise ValueError(
-            f"timm's {architecture} with the pooling {pooling!r:.100} is not supported"
-        )
     _, height, width = told.get("input_size") or (3, 224, 224)
     mode = told.get("crop_mode") or "center"
     if mode not in ("center", "squash") or height != width:

@@ -216,7 +216,7 @@ def _read_network(source: str | Path, config: Path, preprocessor: Path | None) -
         described = foreign_network(content, _read_json(preprocessor) if preprocessor else None)
         return Network.from_json(described)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{source} describes no network: {reason(error)}") from error
+        raise InputError(f"{source} describes no network: {reason(error, 1000)}") from error
 
 
 def _read_json(path: Path) -> Any:
