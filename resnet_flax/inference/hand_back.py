@@ -119,12 +119,13 @@ def timm_config(network: Network) -> dict[str, Any]:
     """
     model, size, channels = network.model, network.image_size, network.image_shape[-1]
     name = timm_name(model)
+    last_stage = model.channels * 2 ** (len(model.stage_sizes) - 1)
     resizing = _resizing(network)
     mean, std = network.normalization or Normalization((0.0,) * channels, (1.0,) * channels)
     return {
         "architecture": name,
         "num_classes": len(network.classes),
-        "num_features": 512 * (4 if model.block is Bottleneck else 1),
+        "num_features": last_stage * (4 if model.block is Bottleneck else 1),
         "global_pool": "avg",
         "label_names": list(network.classes),
         # What timm takes for granted is left out: three channels.
