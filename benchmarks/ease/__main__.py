@@ -90,9 +90,8 @@ def make_pretrained(folder: Path, hub: HubServer) -> None:
     """Networks of random weights on the hub, a photo, pictures, and what PyTorch makes of it."""
     torch.manual_seed(0)
     trained = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.95}
-    sizes, kinds = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}, {"bottleneck": True}
-    for name, size in sizes.items():
-        network = TorchvisionResNet(size, 3, 1000, "imagenet", **(kinds if "50" in name else {}))
+    for name, sizes in {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}.items():
+        network = TorchvisionResNet(sizes, 3, 1000, bottleneck=name == "resnet50")
         randomise_norms(network).eval()
         served = folder / f"{name}.a1_in1k"
         served.mkdir()
