@@ -23,7 +23,7 @@ from resnet_flax.errors import InputError, reason
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 FITS = ("crop", "pad")
 LARGEST = 89_478_485  # pixels, from which on Pillow warns; 360 MB with colours and transparency
-INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
+INTERPOLATIONS = tuple(method.name.lower() for method in sorted(Image.Resampling))  # by number
 MIDDLE = 127
 FAINT = 0.1  # what differs less from a light background is none of the thing
 MOST_NAMED = 3  # files in a message
