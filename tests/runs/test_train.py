@@ -1,6 +1,7 @@
 """`resnet_flax.train`: the whole job in one call, wherever Python runs."""
 
 import asyncio
+import json
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 import resnet_flax
 from resnet_flax.runs import TrainConfig
+from tests.support.image_files import write_classes
 
 SMALL = {"recipe": "fast", "epochs": 1, "train_examples": 128, "test_examples": 32}
 
@@ -56,3 +58,22 @@ def test_in_a_thread_with_a_running_event_loop_it_does_the_same_and_touches_no_s
     weights = [(run.folder / "model.safetensors").read_bytes() for run in (first_run, found[0])]
     assert weights[0] == weights[1]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_finetune_mirrors_images_to_train_and_none_to_score(tmp_path, monkeypatch):
+    class JobSeenError(Exception):
+        pass
+
+    def fit(job, *others, **options):
+        raise JobSeenError(job)
+
+    monkeypatch.setattr(sys.modules["resnet_flax.runs.train"], "fit", fit)
+    small = {"model": "resnet8", "image_size": 16, "batch_size": 8}
+    dataset = f"folder:{write_classes(tmp_path / 'images', size=(16, 16))}"
+    config = TrainConfig(recipe="finetune", dataset=dataset, run_dir=tmp_path / "run", **small)
+    with pytest.raises(JobSeenError) as seen:
+        resnet_flax.train(config)
+    job = seen.value.args[0]
+    assert job.step_options["flip"]
+    assert not job.flip
+    assert not json.loads((config.run_dir / "config.json").read_text())["network"]["flip"]
