@@ -75,5 +75,5 @@ def test_finetune_mirrors_images_to_train_and_none_to_score(tmp_path, monkeypatc
         resnet_flax.train(config)
     job = seen.value.args[0]
     assert job.step_options["flip"]
-    assert not job.flip
+    assert not job.eval_options["flip"]
     assert not json.loads((config.run_dir / "config.json").read_text())["network"]["flip"]
