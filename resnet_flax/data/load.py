@@ -16,7 +16,12 @@ FOLDER = "folder:"
 
 
 def load_dataset(
-    name: str, data_dir: Path | None = None, *, image_size: int, seed: int = 0
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    image_size: int,
+    seed: int = 0,
+    follow_links: bool = False,
 ) -> Splits:
     """Loads a data set by its name; the log tells of each choice made.
 
@@ -26,6 +31,7 @@ def load_dataset(
         data_dir: TFDS' data folder, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         image_size: the size in pixels that the images will be resized to.
         seed: decides which images are for testing, where the data do not say, and a folder's order.
+        follow_links: whether links in a folder may lead out of it.
 
     Raises:
         InputError: when the data set is unknown, not there, damaged, or not one of images by class.
@@ -33,7 +39,7 @@ def load_dataset(
     if name == FASHION_MNIST:
         return Splits(*load_fashion_mnist(data_dir), FASHION_MNIST_CLASSES, fit="pad")
     if name.startswith(FOLDER):
-        splits = load_folder(name.removeprefix(FOLDER), image_size, seed)
+        splits = load_folder(name.removeprefix(FOLDER), image_size, seed, follow_links)
     elif TFDS_NAME.fullmatch(name):
         splits = load_tfds(name, tfds_folder(data_dir), image_size, seed)
     else:

@@ -32,9 +32,14 @@ def evaluate(network: Network, variables: Any, data: Dataset) -> Scores:
 
 
 def load_test_set(
-    network: Network, dataset: str | None = None, data_dir: Path | None = None
+    network: Network,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    follow_links: bool = False,
 ) -> Dataset:
     """Loads the test set of the data that a network was trained on, or of others.
+
+    The last three are as of `load_dataset`.
 
     Raises:
         InputError: when it cannot be loaded, has other classes, or is a folder that only the run
@@ -44,7 +49,9 @@ def load_test_set(
         mend = "name the folder by `dataset`"
         raise InputError(f"the network was trained on {network.dataset}: {mend}")
     name, size = dataset or network.dataset, network.image_size
-    splits = load_dataset(name, data_dir, image_size=size, seed=network.seed)
+    splits = load_dataset(
+        name, data_dir, image_size=size, seed=network.seed, follow_links=follow_links
+    )
     if splits.classes != network.classes:
         raise InputError(
             f"the network tells {len(network.classes)} classes apart, "

@@ -41,9 +41,10 @@ class TrainConfig:
     )
     dataset: str = _flag(
         "fashion_mnist; another TFDS set of images by class, such as cifar10; or folder:PATH with "
-        "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS",
+        "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS (or val)",
         "fashion_mnist",
     )
+    follow_links: bool = _flag("let links in folder:PATH lead out of it", False)
     init: Path | None = _flag(
         "start from the weights in this .safetensors file, under D2L's, torchvision's, timm's or "
         "Hugging Face's names; another number of classes or channels is adapted",

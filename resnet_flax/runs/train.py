@@ -124,8 +124,13 @@ def train(
 
 def load_data(config: TrainConfig) -> Splits:
     """Loads the data set, and takes what the configuration asks for."""
-    size = config.image_size
-    data = load_dataset(config.dataset, config.data_dir, image_size=size, seed=config.seed)
+    data = load_dataset(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        seed=config.seed,
+        follow_links=config.follow_links,
+    )
     train_data, test_data = data.train, data.test
     if config.validation_examples:
         train_data, test_data = train_data.hold_out(config.validation_examples)
