@@ -141,7 +141,7 @@ def _told_by_shapes(
 
 
 def _has_biases(state_dict: Mapping[str, Any]) -> bool:
-    """Whether most convolutions have biases: all of D2L's, and none of the others' but a wrapper's."""
+    """Whether most convolutions have biases: all of D2L's; of the others' only a wrapper's."""
     convolutions = [key for key, value in state_dict.items() if np.ndim(value) == 4]
     biased = sum(f"{key.removesuffix('weight')}bias" in state_dict for key in convolutions)
     return 2 * biased > len(convolutions)
