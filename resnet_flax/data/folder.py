@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 TRAIN, TEST = "train", ("test", "val", "valid", "validation")  # the first that is there
 # What systems put beside a user's folders, in lower case.
 SYSTEM = {"__macosx", "__pycache__", "$recycle.bin", "system volume information"}
-SYSTEM |= {"@eadir", "#recycle", "lost+found"}
+SYSTEM |= {"@eadir", "#recycle", "lost+found", "thumbs.db", "desktop.ini"}
 LONGEST_NAME = 100  # letters of a class
 
 
@@ -65,7 +65,7 @@ def find_images(folder: Path, follow_links: bool = False) -> ImageFiles:
         roots = _split(home, folder)
         found = [_find_classes(home, root) for root in roots]
     except OSError as error:
-        where = error.filename or folder
+        where = printable(error.filename or folder)
         raise InputError(f"cannot read the images in {where}: {reason(error)}") from error
     classes = tuple(found[0])
     for each, other in ((0, -1), (-1, 0)):
@@ -140,10 +140,9 @@ def _checked(home: Path | None, path: Path) -> Path:
         try:
             inside(home or Path("/"), path)
         except InputError as error:
-            raise InputError(f"{error}, or allow it by `follow_links`") from error
+            mend = "put a copy in its place, or allow it by `follow_links`"
+            raise InputError(f"{printable(path)} is a link out of the folder: {mend}") from error
         except OSError as error:
-            to = printable(path.readlink())
-            raise InputError(
-                f"{printable(path)} is a link to {to} ({reason(error)}): mend or remove it"
-            ) from error
+            link, to, why = printable(path), printable(path.readlink()), printable(reason(error))
+            raise InputError(f"{link} is a link to {to} ({why}): mend or remove it") from error
     return path

@@ -1,6 +1,7 @@
 """Checkpoints as files: ``.safetensors``, and PyTorch's own format, which alone needs PyTorch."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -196,9 +197,10 @@ def _load_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # PyTorch warns of odd files
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
     except Exception as error:  # a damaged file raises errors of many kinds
+        # An archive that was cut is sought in before its beginning.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise InputError(f"cannot read {path}: {reason(error)}") from error
         if objects := _objects(torch, path, str(error)):
             raise InputError(
                 f"{path} is not a file of tensors alone: it holds {listed(objects)}, and reading "

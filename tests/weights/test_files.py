@@ -264,6 +264,14 @@ def test_what_is_downloaded_in_a_checkpoints_place_is_named(
     assert "weights_only" not in line
 
 
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.99])
+def test_a_download_that_was_cut_off_is_damaged(share: float, tmp_path: Path) -> None:
+    path = saved(tmp_path, TENSORS)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert f"{path} is damaged" in refused(path)
+
+
 def test_the_other_format_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path, TENSORS).rename(tmp_path / "net.safetensors")
     assert refused(path) == f"{path} is in PyTorch's format: convert it to .safetensors"
