@@ -102,6 +102,8 @@ def spoil(draw: Draw, root: Path, outside: Path) -> None:
     folder = pick(draw, [root, *sorted(folders)])
     name = pick(draw, [*NAMES, *FOLDERS])
     kind = draw.integers(8)
+    if os.path.lexists(folder / name):  # a pipe, perhaps
+        return
     if kind == 0 and folder != root:
         shutil.rmtree(folder)
     elif kind == 1:
