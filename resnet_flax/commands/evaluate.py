@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     configure_runtime()
     keep_compiled_programs()
-    if options.path.suffix == ".safetensors":
+    if options.path.name.endswith((".safetensors", ".safetensors.index.json")):
         if options.model is None:
             raise InputError(f"which network is in {options.path}? Add --model")
         size = IMAGE_SIZE if options.image_size is None else options.image_size
