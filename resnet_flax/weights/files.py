@@ -82,7 +82,7 @@ def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> di
     Args:
         path: a file of safetensors, if its ending says so, or of PyTorch's.
         part: the name of the state dict, such as ``state_dict_ema``, of several in the file; by
-            default the only one but averages (EMA), or ``state_dict`` or ``model``.
+            default ``state_dict`` or ``model``, or the only one that is no average (EMA).
 
     Raises:
         InputError: when the file cannot be read, holds more than tensors and plain values, or
@@ -253,14 +253,14 @@ def _state_dicts(content: Any) -> dict[str, Mapping[Any, Any]]:
     seen = set()
     queue = [("", content)] if isinstance(content, Mapping) else []
     for name, mapping in queue:  # to which the mappings in it are added
-        if id(mapping) in seen or len(name) > LONGEST_PART:
-            continue
-        seen.add(id(mapping))
         tensors = [str(key) for key, value in mapping.items() if _is_tensor(value)]
         if tensors and 2 * len(tensors) >= len(mapping):
             # An optimiser, or a log, keeps mappings of tensors too.
-            weights = any(key.endswith("weight") for key in tensors)
+            weights = any(f".{key}".endswith(".weight") for key in tensors)
             (found if weights else rest)[name] = mapping
+        if id(mapping) in seen or len(name) > LONGEST_PART:
+            continue
+        seen.add(id(mapping))
         inner = [(str(key), value) for key, value in mapping.items() if isinstance(value, Mapping)]
         queue += [(f"{name}.{key}" if name else key, value) for key, value in inner]
     return found or {name: rest[name] for name in rest if not name}
@@ -268,7 +268,7 @@ def _state_dicts(content: Any) -> dict[str, Mapping[Any, Any]]:
 
 def _usual_part(path: Path, names: list[str]) -> str:
     """The part that is meant where none is named."""
-    usual = [name for name in ("state_dict", "model_state_dict", "model") if name in names]
+    usual = [name for name in ("state_dict", "model_state_dict", "model", "") if name in names]
     plain = [name for name in names if not re.search("(^|[^a-z])ema|ema($|[^a-z])", name.lower())]
     for candidates in (usual[:1], plain, names):
         if len(candidates) == 1:

@@ -200,6 +200,17 @@ def test_an_average_within_the_weights(tmp_path: Path, caplog: pytest.LogCapture
     ]
 
 
+def test_one_state_dict_under_two_names_has_both(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"state_dict": TENSORS, "state_dict_ema": TENSORS})
+    assert_read(path, TENSORS)
+    assert_read(path, TENSORS, "state_dict_ema")
+
+
+def test_tensors_beside_a_state_dict_are_none(tmp_path: Path) -> None:
+    beside = {"class_weight": torch.ones(3), "loss": torch.ones(())}
+    assert_read(saved(tmp_path, beside | {"net": TENSORS}), TENSORS)
+
+
 def test_mappings_that_hold_themselves_and_deep_ones_end(tmp_path: Path) -> None:
     circle: dict[str, Any] = {"weight": 1}
     circle |= {"a": circle, "b": circle}
