@@ -226,7 +226,7 @@ def test_what_is_no_tensor_is_named(legacy: bool, tmp_path: Path) -> None:
     for value, name in (
         (argparse.Namespace(epochs=3), "argparse.Namespace"),
         (np.float64(0.5), "numpy._core.multiarray.scalar"),
-        (Path("data"), f"pathlib.{type(Path()).__name__}"),
+        (Path("data"), f"{type(Path()).__module__}.{type(Path()).__name__}"),
         (torch.nn.ReLU(), "torch.nn.modules.activation.ReLU"),
     ):
         path = saved(
