@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,9 @@ def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> di
     if part is None:
         part = _usual_part(Path(path), [*found])
     if part not in found:
-        raise InputError(f"{path} has no `part` {part!a:.100}, but {listed(found) or 'one alone'}")
+        raise InputError(f"{path} has no `part` {part!a:.100}, but {_shown(found)}")
     if others := [name for name in found if name != part]:
-        usual = listed([part]) or "the outermost state dict"
-        logger.info("read %s of %s; `part` chooses %s", usual, path, listed(others))
+        logger.info("read %s of %s; `part` chooses %s", _shown([part]), path, _shown(others))
     if strays := [str(key) for key, value in found[part].items() if not _is_tensor(value)]:
         logger.info("left behind, being no tensors: %s", listed(strays))
     return {str(key): value for key, value in found[part].items() if _is_tensor(value)}
@@ -229,7 +228,7 @@ def _objects(torch: Any, path: Path, message: str) -> list[str]:
 
 def _other(path: Path, more: dict[bytes, str]) -> str:
     """What a file is that is no checkpoint, as far as its beginning tells."""
-    kinds = OTHERS | more
+    kinds = more | OTHERS
     return next((kinds[begins] for begins in kinds if re.match(begins, _head(path), re.S)), "")
 
 
@@ -273,7 +272,11 @@ def _usual_part(path: Path, names: list[str]) -> str:
     for candidates in (usual[:1], plain, names):
         if len(candidates) == 1:
             return candidates[0]
-    raise InputError(f"{path} holds {listed(names)}: choose one of them by `part`")
+    raise InputError(f"{path} holds {_shown(names)}: choose one of them by `part`")
+
+
+def _shown(parts: Iterable[str]) -> str:
+    return listed([part or 'the outermost ("")' for part in parts])
 
 
 def _is_tensor(value: Any) -> bool:

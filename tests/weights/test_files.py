@@ -195,9 +195,15 @@ def test_an_average_within_the_weights(tmp_path: Path, caplog: pytest.LogCapture
     path = saved(tmp_path, TENSORS | {"ema": OTHERS, "n_averaged": 5})
     assert_read(path, TENSORS)
     assert caplog.messages == [
-        f"read the outermost state dict of {path}; `part` chooses ema",
+        f'read the outermost ("") of {path}; `part` chooses ema',
         "left behind, being no tensors: ema, n_averaged",
     ]
+
+
+def test_a_part_that_is_not_there(tmp_path: Path) -> None:
+    path = saved(tmp_path, TENSORS)
+    assert refused(path, "ema") == f"{path} has no `part` 'ema', but the outermost (\"\")"
+    assert_read(path, TENSORS, "")
 
 
 def test_one_state_dict_under_two_names_has_both(tmp_path: Path) -> None:
