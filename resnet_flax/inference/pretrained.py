@@ -156,7 +156,7 @@ def read_pretrained(where: str | os.PathLike[str]) -> tuple[Network, dict[str, A
     try:
         return network, from_torch(network.model, state_dict, in_channels=channels)
     except InputError as error:
-        raise InputError(f"{where}: {reason(error, 1000)}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def read_network(where: str | os.PathLike[str]) -> Network:

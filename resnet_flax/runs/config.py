@@ -45,9 +45,10 @@ class TrainConfig:
     )
     dataset: str = _flag(
         "fashion_mnist; another TFDS set of images by class, such as cifar10; or folder:PATH with "
-        "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS",
+        "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS (or val)",
         "fashion_mnist",
     )
+    follow_links: bool = _flag("let links in folder:PATH lead out of it", False)
     init: str | None = _flag(
         "start from a pretrained network, by a name such as timm/resnet18.a1_in1k or "
         "torchvision/resnet50 or by its folder, and take its architecture, image size and "
@@ -137,7 +138,8 @@ class TrainConfig:
     @property
     def from_network(self) -> bool:
         """Whether it starts from a network that tells its architecture and preprocessing."""
-        return self.init is not None and not self.init.endswith(".safetensors")
+        endings = (".safetensors", ".safetensors.index.json")
+        return self.init is not None and not self.init.endswith(endings)
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ CURVES, CONFUSION = "curves.png", "confusion.png"
 PREDICTIONS, MISTAKES = "predictions.png", "mistakes.png"
 # Fields that a resumed run may change without becoming another run; the epochs decide a schedule.
 FREE_FIELDS = {"epochs", "data_dir", "run_dir", "resume", "checkpoint_seconds", "tensorboard"}
-FREE_FIELDS |= {"deterministic", "coordinator", "num_processes", "process_id"}
+FREE_FIELDS |= {"deterministic", "coordinator", "num_processes", "process_id", "follow_links"}
 
 
 def open_run(config: TrainConfig, network: Mapping[str, Any] | None = None) -> Path:

@@ -166,9 +166,13 @@ def choose_normalization(
 
 def load_data(config: TrainConfig, resizing: Resizing | None = None) -> Splits:
     """Loads the data set, and takes what the configuration asks for."""
-    size = config.image_size
     data = load_dataset(
-        config.dataset, config.data_dir, image_size=size, seed=config.seed, resizing=resizing
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        seed=config.seed,
+        follow_links=config.follow_links,
+        resizing=resizing,
     )
     train_data, test_data = data.train, data.test
     if config.validation_examples:

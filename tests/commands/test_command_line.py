@@ -25,7 +25,8 @@ def test_every_flag_reaches_its_field():
         "--recipe d2l --seed 7 --dtype bfloat16 --data-dir a --run-dir b --resume "
         "--train-examples 100 --test-examples 50 --checkpoint-seconds 5 --deterministic "
         "--coordinator host:1 --num-processes 2 --process-id 1 --validation-examples 9 "
-        "--dataset cifar10 --flavour torchvision --init c --freeze-stages 2 --tensorboard".split()
+        "--dataset cifar10 --flavour torchvision --init c --freeze-stages 2 --tensorboard "
+        "--follow-links".split()
     )
     default = TrainConfig()
     unchanged = [

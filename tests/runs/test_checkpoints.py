@@ -191,6 +191,14 @@ def test_a_run_is_not_overwritten(tmp_path):
         open_run(TrainConfig(run_dir=tmp_path))
 
 
+def test_a_run_from_before_links_were_followed_is_resumed(tmp_path):
+    open_run(TrainConfig(run_dir=tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["follow_links"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_run(TrainConfig(run_dir=tmp_path, resume=True, follow_links=True)) == tmp_path
+
+
 def test_another_run_is_not_resumed(tmp_path):
     open_run(TrainConfig(run_dir=tmp_path))
     before = (tmp_path / "config.json").read_text()

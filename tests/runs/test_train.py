@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import resnet_flax
+from resnet_flax.errors import InputError
 from resnet_flax.runs import TrainConfig
+from resnet_flax.runs.train import load_data
 from tests.support.image_files import write_classes
 
 SMALL = {"recipe": "fast", "epochs": 1, "train_examples": 128, "test_examples": 32}
@@ -34,6 +36,16 @@ def trained(folder: Path) -> resnet_flax.Run:
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory, fashion_mnist, no_cache) -> resnet_flax.Run:
     return trained(tmp_path_factory.mktemp("runs") / "first")
+
+
+def test_links_in_the_data_are_followed_when_asked(tmp_path):
+    write_classes(tmp_path / "outside", ("mice",))
+    root = write_classes(tmp_path / "root")
+    (root / "mice").symlink_to(tmp_path / "outside" / "mice")
+    config = TrainConfig(dataset=f"folder:{root}", follow_links=True)
+    assert load_data(config).classes == ("cats", "dogs", "mice")
+    with pytest.raises(InputError, match="or allow it by `follow_links`"):
+        load_data(TrainConfig(dataset=f"folder:{root}"))
 
 
 def test_it_returns_what_it_trained(first_run):
