@@ -14,7 +14,8 @@ import pytest
 import resnet_flax
 from resnet_flax.runs import TrainConfig
 
-SMALL = {"recipe": "fast", "epochs": 1, "train_examples": 128, "test_examples": 32}
+SMALL = {"model": "resnet8", "image_size": 28, "batch_size": 64}
+SMALL |= {"epochs": 1, "train_examples": 128, "test_examples": 32}
 
 
 @pytest.fixture(autouse=True, scope="module")
