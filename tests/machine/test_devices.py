@@ -53,6 +53,7 @@ def one_device(tmp_path_factory) -> Path:
     return result
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(tmp_path, one_device):
     finish(start(tmp_path / "eight.npz", 8))
     check_same(tmp_path / "eight.npz", one_device, 8)

@@ -111,7 +111,9 @@ def test_predictions_mark_the_mistakes(tmp_path, drawn):
     assert not overlaps(drawn[0], [axes.title for axes in shown])
 
 
-@pytest.mark.parametrize("classes", [FASHION_MNIST_CLASSES, MANY])
+@pytest.mark.parametrize(
+    "classes", [MANY, pytest.param(FASHION_MNIST_CLASSES, marks=pytest.mark.slow)]
+)
 def test_titles_keep_clear_of_each_other(tmp_path, drawn, classes):
     data = random_images(32)
     longest = max(range(len(classes)), key=lambda index: len(classes[index]))

@@ -18,7 +18,8 @@ from resnet_flax.runs import TrainConfig
 from resnet_flax.runs.train import load_data
 from tests.support.image_files import write_classes
 
-SMALL = {"recipe": "fast", "epochs": 1, "train_examples": 128, "test_examples": 32}
+SMALL = {"model": "resnet8", "image_size": 28, "batch_size": 64}
+SMALL |= {"epochs": 1, "train_examples": 128, "test_examples": 32}
 
 
 @pytest.fixture(autouse=True, scope="module")
