@@ -17,12 +17,12 @@ from resnet_flax.commands.command_line import run_command
 from resnet_flax.commands.train import main
 from resnet_flax.inference.evaluate import evaluate
 from resnet_flax.inference.pretrained import read_pretrained
+from tests.support.finished_run import new_network, write_pretrained
 from tests.support.image_files import write_classes
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-# D2L's flavour and recipe on a network that compiles in a third of the time.
-SMALL = "--model resnet8 --image-size 28 --batch-size 64 --train-examples 128".split()
-SMALL += ["--test-examples", "100"]
+# D2L's flavour and recipe, on a network that compiles in seconds.
+SMALL = "--recipe d2l --batch-size 64 --train-examples 128 --test-examples 100".split()
 CLOSING_LINES = (
     r"loss \d+\.\d{3}, train acc [01]\.\d{3}, test acc [01]\.\d{3}\n"
     r"\d+\.\d examples/sec on (cpu|cuda:\d+)\n\Z"
@@ -35,6 +35,16 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny_network(tmp_path_factory):
+    """What `SMALL` starts from: two blocks of D2L's, with 8 and 16 channels, for 28x28 pixels."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_pretrained(folder, new_network())
+    SMALL.extend(["--init", str(folder)])
+    yield
+    del SMALL[-2:]
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -109,11 +119,12 @@ def test_the_weights_load_in_pytorch(finished_run):
     from tests.support.torch_reference import resnet_block
 
     network = nn.Sequential(
-        nn.Sequential(nn.Conv2d(1, 32, 3), nn.BatchNorm2d(32)),
-        *(resnet_block(max(32, n // 2), n, 1, first_block=n == 32) for n in (32, 64, 128)),
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)),
+        resnet_block(8, 8, 1, first_block=True),
+        resnet_block(8, 16, 1),
         nn.Identity(),
         nn.Identity(),
-        nn.Linear(128, 10),
+        nn.Linear(16, 10),
     )
     tensors = load_file(finished_run[0] / "run" / "model.safetensors")
     network.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
@@ -242,6 +253,7 @@ def own_data_runs(tmp_path_factory):
     return folder, pets, train(folder, *second), train(folder, *second, "--resume")
 
 
+@pytest.mark.slow  # test_by_name.py trains on such a folder in this process, a tiny network
 def test_it_trains_on_a_folder_of_images(own_data_runs):
     folder, process, *_ = own_data_runs
     assert process.returncode == 0, process.stderr
@@ -258,6 +270,7 @@ def test_it_trains_on_a_folder_of_images(own_data_runs):
     assert weights["fc.weight"].shape[0] == 3
 
 
+@pytest.mark.slow  # test_by_name.py trains on such a folder in this process, a tiny network
 def test_it_goes_on_from_other_weights_and_leaves_what_is_frozen(own_data_runs):
     folder, _, process, _ = own_data_runs
     assert process.returncode == 0, process.stderr
@@ -277,6 +290,7 @@ def test_it_goes_on_from_other_weights_and_leaves_what_is_frozen(own_data_runs):
     assert (after["conv1.weight"] == stem).all()
 
 
+@pytest.mark.slow  # test_by_name.py trains on such a folder in this process, a tiny network
 def test_a_resumed_fine_tuning_ends_the_same(own_data_runs):
     folder, _, process, again = own_data_runs
     assert again.returncode == 0, again.stderr

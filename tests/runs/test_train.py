@@ -16,10 +16,11 @@ import resnet_flax
 from resnet_flax.errors import InputError
 from resnet_flax.runs import TrainConfig
 from resnet_flax.runs.train import load_data
+from tests.support.finished_run import new_network, write_pretrained
 from tests.support.image_files import write_classes
 
-SMALL = {"model": "resnet8", "image_size": 28, "batch_size": 64}
-SMALL |= {"epochs": 1, "train_examples": 128, "test_examples": 32}
+SMALL = {"recipe": "d2l", "batch_size": 64, "epochs": 1}
+SMALL |= {"train_examples": 128, "test_examples": 32}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,13 +31,21 @@ def no_cache() -> Iterator[None]:
         yield
 
 
-def trained(folder: Path) -> resnet_flax.Run:
-    return resnet_flax.train(TrainConfig(**SMALL, run_dir=folder))
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """The folder of a network that compiles in seconds."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_pretrained(folder, new_network())
+    return folder
+
+
+def trained(tiny: Path, folder: Path) -> resnet_flax.Run:
+    return resnet_flax.train(TrainConfig(**SMALL, init=tiny, run_dir=folder))
 
 
 @pytest.fixture(scope="module")
-def first_run(tmp_path_factory, fashion_mnist, no_cache) -> resnet_flax.Run:
-    return trained(tmp_path_factory.mktemp("runs") / "first")
+def first_run(tmp_path_factory, fashion_mnist, no_cache, tiny) -> resnet_flax.Run:
+    return trained(tiny, tmp_path_factory.mktemp("runs") / "first")
 
 
 def test_links_in_the_data_are_followed_when_asked(tmp_path):
@@ -59,10 +68,10 @@ def test_it_returns_what_it_trained(first_run):
 
 
 def test_in_a_thread_with_a_running_event_loop_it_does_the_same_and_touches_no_signal(
-    first_run, tmp_path
+    first_run, tiny, tmp_path
 ):
     async def cell() -> resnet_flax.Run:  # as in a notebook
-        return trained(tmp_path / "run")
+        return trained(tiny, tmp_path / "run")
 
     before, found = signal.getsignal(signal.SIGINT), []
     thread = threading.Thread(target=lambda: found.append(asyncio.run(cell())))
