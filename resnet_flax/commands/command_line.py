@@ -20,10 +20,12 @@ from tqdm import tqdm
 
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.machine.interruption import Interrupted
+from resnet_flax.machine.streams import flush_streams
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.training.recipes import RECIPES
 
 BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128
+SIGPIPE = 13  # the signal module of Windows has none
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
 
@@ -86,6 +88,16 @@ def with_flags(text: str) -> str:
     return re.sub(rf"`({'|'.join(FIELDS)})`", lambda match: flag(match[1]), text)
 
 
+def how_to_go_on(config: TrainConfig) -> str:
+    """The command that resumes a run: which it is, and with which other processes."""
+    program = sys.argv[0]
+    program = f"python {shlex.quote(program)}" if program.endswith(".py") else program
+    fields = ("run_dir", "coordinator", "num_processes", "process_id")
+    given = {flag(name): getattr(config, name) for name in fields}
+    words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+    return f"{program} --resume {shlex.join(words)}"
+
+
 class TerminalHandler(logging.Handler):
     """Prints what the library logs, a line each, above the progress bar if there is one."""
 
@@ -101,24 +113,34 @@ def run_command(command: Callable[[], None]) -> int:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False  # Abseil's handler would say it again
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its cache is nobody's concern
+    try:
+        try:
+            return _code_of(command)
+        finally:
+            flush_streams()  # of --help too, which raises SystemExit
+    except BrokenPipeError:  # as in `| head -1`
+        return SIGNALLED + SIGPIPE
+    except OSError as error:
+        return _report(f"failed: {error}", FAILED)
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+
+def _code_of(command: Callable[[], None]) -> int:
     try:
         command()
     except InputError as error:
         return _report(f"error: {error}", BAD_INPUT)
+    except BrokenPipeError:
+        raise
     except (TrainingError, OSError) as error:  # such as a full disk, wherever it shows
         return _report(f"failed: {error}", FAILED)
     except Interrupted as stop:
-        program, *flags = sys.argv
-        program = f"python {shlex.quote(program)}" if program.endswith(".py") else program
-        resume = flags if "--resume" in flags else [*flags, "--resume"]
-        mend = f"{stop.saved}; go on with: {program} {shlex.join(resume)}"
-        told = f"interrupted: {mend if stop.saved else 'nothing was lost'}"
-        return _report(told, SIGNALLED + stop.signum)
+        return _report(f"interrupted: {stop.saved or 'nothing was lost'}", SIGNALLED + stop.signum)
     except KeyboardInterrupt:
         return _report("interrupted", SIGNALLED + signal.SIGINT)
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = True
     return 0
 
 

@@ -11,7 +11,7 @@ from resnet_flax.commands.command_line import OneLineParser
 from resnet_flax.errors import InputError
 from resnet_flax.inference import Scores, evaluate, load_test_set, read_pretrained, read_weights
 from resnet_flax.inference.scores import as_text
-from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
+from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs, start_backend
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS
 
 IMAGE_SIZE = 96  # of D2L's recipe
@@ -36,6 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     configure_runtime()
     keep_compiled_programs()
+    start_backend()
     if options.path.suffix == ".safetensors":
         if options.model is None:
             raise InputError(f"which network is in {options.path}? Add --model")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from resnet_flax.commands.command_line import OneLineParser
 from resnet_flax.errors import InputError
+from resnet_flax.machine.runtime import start_backend
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS, build_model
 from resnet_flax.nn.summary import Row, summarize
 
@@ -20,6 +21,7 @@ def main() -> None:
     for name in ("image_size", "channels", "classes"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    start_backend()
     model = build_model(options.model, options.flavour, num_classes=options.classes)
     print_table(summarize(model, options.image_size, options.channels))
 

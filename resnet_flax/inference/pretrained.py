@@ -16,6 +16,7 @@ from typing import Any, Self
 from resnet_flax.data import FITS
 from resnet_flax.errors import InputError, reason
 from resnet_flax.machine.files import inside
+from resnet_flax.machine.runtime import start_backend
 from resnet_flax.nn.resnet import ResNet, describe_model, model_from_description
 from resnet_flax.weights import (
     from_torch,
@@ -118,6 +119,7 @@ def read_pretrained(path: str | os.PathLike[str]) -> tuple[Network, dict[str, An
     config, weights = (_inside(Path(path), name) for name in (CONFIG, WEIGHTS))
     network = _read_network(config)
     channels = network.image_shape[-1]
+    start_backend()
     try:
         shapes = variable_shapes(network.model, channels)
     except Exception as error:  # of many kinds: fields that are fine may not fit together

@@ -160,7 +160,7 @@ def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, momen
     assert said in (text.splitlines() or [""])[-1]
     if "epoch" in said:
         assert "is saved; go on with: python " in text
-        assert text.rstrip().endswith("--resume")
+        assert text.endswith("--resume --run-dir run\n")
 
 
 @pytest.mark.parametrize(
