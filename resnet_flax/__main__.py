@@ -47,8 +47,10 @@ def main() -> int:
         return run(given)
     listed = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
     if given in ("-h", "--help"):
-        print(f"usage: resnet-flax COMMAND ...\n\n{listed}\n\nresnet-flax COMMAND --help says more")
-        with contextlib.suppress(BrokenPipeError):
+        text = f"usage: resnet-flax COMMAND ...\n\n{listed}\n\nresnet-flax COMMAND --help says more"
+        with contextlib.suppress(OSError):
+            print(text)
+        with contextlib.suppress(OSError):
             flush_streams()
         return 0
     wrong = f"unknown command {given!r}" if given else "no command"

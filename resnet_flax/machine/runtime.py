@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from resnet_flax.errors import InputError, reason
+from resnet_flax.errors import InputError
 
 # jaxlib 0.10.2 hands reductions, products and convolutions to YNNPACK, which gets some large
 # reductions wrong (jax#39103; tests/machine/test_runtime.py shows it) and trains this network at
@@ -137,11 +137,14 @@ def start_backend() -> None:
     """
     try:
         jax.devices()
-    except Exception as error:  # RuntimeError, and AssertionError where it tried no backend
+    except Exception as error:  # RuntimeError; AssertionError, without a word, for no known name
+        why = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0][:300]
+        why = f" ({why})" if why else ""
         if platforms := jax.config.values["jax_platforms"]:
-            message = f"JAX_PLATFORMS is {platforms!r}, which JAX cannot use here"
-            raise InputError(f"{message}: unset it, or set it to cpu ({reason(error)})") from error
-        raise InputError(f"JAX finds no device: {reason(error, 300)}") from error
+            mend = "unset it, or set it to cpu"
+            message = f"JAX_PLATFORMS is {platforms!r}, which JAX cannot use here{why}: {mend}"
+            raise InputError(message) from error
+        raise InputError(f"JAX can use no device{why}") from error
 
 
 def device_name() -> str:

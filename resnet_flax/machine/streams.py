@@ -4,6 +4,8 @@ import io
 import os
 import sys
 
+FAILING = ("strict", "surrogateescape")  # where an alphabet lacks a letter
+
 
 def open_streams() -> None:
     """Gives a closed output stream the null device, and escapes to one of a small alphabet.
@@ -18,10 +20,7 @@ def open_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
-        elif isinstance(stream, io.TextIOWrapper) and stream.errors in (
-            "strict",
-            "surrogateescape",
-        ):
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors in FAILING:
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -16,6 +16,7 @@ WRONG = "crimson"
 ROWS, COLUMNS = 4, 8
 FEWEST_COLUMNS = 5  # as wide as the heading
 MOST_NUMBERED = 20  # with more classes the confusion matrix keeps its colours, but no numbers
+PLAIN = ("normal", 400, "normal", "scalable")  # a font's style, weight, stretch and size
 LAST_RESORT = "Last Resort High-Efficiency"  # Matplotlib's font of boxes
 LONGEST_NAME = 12  # letters that fit above an image
 
@@ -122,19 +123,22 @@ def _drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     A name with a letter that neither has becomes its number: boxes would tell no two apart.
     """
     import matplotlib
-    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+    from matplotlib.font_manager import FontPath, FontProperties, findfont, fontManager, get_font
 
-    def letters(*family: str) -> set[str]:
-        return set(map(chr, get_font(findfont(FontProperties(family or None))).get_charmap()))
+    def letters(path: FontPath) -> set[str]:
+        return set(map(chr, get_font(path).get_charmap()))
 
     families = list(matplotlib.rcParams["font.family"])
-    missing = set("".join(names)) - letters()
+    missing = set("".join(names)) - letters(findfont(FontProperties()))
     if missing:
-        others = {font.name for font in fontManager.ttflist} - {LAST_RESORT}
-        found = {name: missing & letters(name) for name in sorted(others)}
-        best = max(found, key=lambda name: len(found[name]))
-        families.append(best)
-        missing -= found[best]
+        found = {
+            font.name: missing & letters(FontPath(font.fname, font.index))
+            for font in fontManager.ttflist
+            if (font.style, font.weight, font.stretch, font.size) == PLAIN
+            and font.name != LAST_RESORT
+        }
+        families += sorted(found, key=lambda name: -len(found[name]))[:1]
+        missing = missing.difference(*(found[name] for name in families if name in found))
     drawable = [
         f"class {number}" if missing.intersection(name) else name
         for number, name in enumerate(names)
