@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -113,7 +114,9 @@ def run_command(command: Callable[[], None]) -> int:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False  # Abseil's handler would say it again
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its cache is nobody's concern
+    # A cache that cannot be written is done without, whosever it is.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Error .* persistent compilation cache")
     try:
         try:
             return _code_of(command)

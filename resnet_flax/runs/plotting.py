@@ -132,10 +132,11 @@ def _drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     missing = set("".join(names)) - letters(findfont(FontProperties()))
     if missing:
         found = {
-            font.name: missing & letters(FontPath(font.fname, font.index))
+            font.name: has
             for font in fontManager.ttflist
             if (font.style, font.weight, font.stretch, font.size) == PLAIN
             and font.name != LAST_RESORT
+            and (has := missing & letters(FontPath(font.fname, font.index)))
         }
         families += sorted(found, key=lambda name: -len(found[name]))[:1]
         missing = missing.difference(*(found[name] for name in families if name in found))

@@ -1,11 +1,14 @@
 """`resnet_flax.machine.files`: all of a file or nothing, and links that stay in their folder."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from resnet_flax.errors import InputError
-from resnet_flax.machine.files import inside, whole_file
+from resnet_flax.machine.files import expanded, inside, whole_file
+from tests.support.environment import without_home
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -64,3 +67,35 @@ def test_links_stay_in_the_folder(tmp_path: Path) -> None:
     for name in ("circle", "gone"):
         with pytest.raises(OSError, match=name):
             inside(home, home / name)
+
+
+@pytest.mark.parametrize("fails", ["write_text", "replace"])
+def test_a_read_only_mount_is_told_whatever_the_clean_up_says(tmp_path, monkeypatch, fails):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "other words")
+
+    monkeypatch.setattr(Path, fails, refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    path = tmp_path / "file"
+    with (
+        pytest.raises(InputError, match=f"^cannot write {path}: Read-only file system$"),
+        whole_file(path) as unfinished,
+    ):
+        unfinished.write_text("new")
+    assert not path.exists()
+
+
+def test_two_that_write_at_once_keep_out_of_each_others_way(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with whole_file(path) as one, whole_file(path) as two:
+        two.write_text("two")
+        one.write_text("one")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_home_folder_is_told_with_how_to_mend_it(monkeypatch) -> None:
+    without_home(monkeypatch)
+    with pytest.raises(InputError, match=r"^there is no home folder for ~/data: name the folder"):
+        expanded("~/data")
+    assert expanded("data") == Path("data")
