@@ -1,6 +1,8 @@
 """`resnet_flax.train`: the whole job in one call, wherever Python runs."""
 
 import asyncio
+import json
+import shutil
 import signal
 import sys
 import threading
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 
 import resnet_flax
+from resnet_flax.errors import InputError
 from resnet_flax.runs import TrainConfig
 
-SMALL = {"recipe": "fast", "epochs": 1, "train_examples": 128, "test_examples": 32}
+# A last batch of one image: the last stage of this network still has 4x4 values to normalise.
+SMALL = {"recipe": "fast", "epochs": 1, "train_examples": 65, "batch_size": 32, "test_examples": 32}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,3 +60,13 @@ def test_in_a_thread_with_a_running_event_loop_it_does_the_same_and_touches_no_s
     weights = [(run.folder / "model.safetensors").read_bytes() for run in (first_run, found[0])]
     assert weights[0] == weights[1]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_it_goes_on_with_the_fields_of_its_run(first_run, tmp_path):
+    folder = shutil.copytree(first_run.folder, tmp_path / "run")
+    again = resnet_flax.train(TrainConfig(resume=True, run_dir=folder))
+    assert again.results == first_run.results
+    with pytest.raises(InputError, match="whose run differs: `train_examples` 65 there, 128 here"):
+        resnet_flax.train(TrainConfig(resume=True, run_dir=folder, train_examples=128))
+    content = json.loads((folder / "config.json").read_text())
+    assert (content["recipe"], content["epochs"], content["train_examples"]) == ("fast", 1, 65)
