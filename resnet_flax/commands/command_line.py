@@ -42,7 +42,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with code 2."""
-        message = " ".join(message.split())  # an argument may hold line breaks
+        message = one_line(message)
         word = message.rpartition("unrecognized arguments: ")[2].partition(" ")[0]
         near = difflib.get_close_matches(word, self._option_string_actions, n=1)
         hint = f"did you mean {near[0]}?" if near and "unrecognized" in message else "see --help"
@@ -89,6 +89,12 @@ def with_flags(text: str) -> str:
     return re.sub(rf"`({'|'.join(FIELDS)})`", lambda match: flag(match[1]), text)
 
 
+def one_line(text: str) -> str:
+    """A message with flags, in one line, and with escapes for what would steer a terminal."""
+    line = " ".join(with_flags(text).split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+
 def how_to_go_on(config: TrainConfig) -> str:
     """The command that resumes a run: which it is, and with which other processes."""
     program = sys.argv[0]
@@ -105,7 +111,7 @@ class TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a record."""
         if sys.stderr is not None:
-            tqdm.write(with_flags(record.getMessage()), file=sys.stderr)
+            tqdm.write(one_line(record.getMessage()), file=sys.stderr)
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -148,6 +154,5 @@ def _code_of(command: Callable[[], None]) -> int:
 
 
 def _report(message: str, code: int) -> int:
-    words = with_flags(message).split()  # for a single line
-    print(Path(sys.argv[0]).name + ":", *words, file=sys.stderr)
+    print(Path(sys.argv[0]).name + ":", one_line(message), file=sys.stderr)
     return code

@@ -99,3 +99,13 @@ def test_no_home_folder_is_told_with_how_to_mend_it(monkeypatch) -> None:
     with pytest.raises(InputError, match=r"^there is no home folder for ~/data: name the folder"):
         expanded("~/data")
     assert expanded("data") == Path("data")
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(InputError, match=r"pipe: it is no plain file$"),
+        whole_file(tmp_path / "pipe"),
+    ):
+        pytest.fail("went on")
+    assert (tmp_path / "pipe").is_fifo()
