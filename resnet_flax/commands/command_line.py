@@ -27,6 +27,7 @@ from resnet_flax.training.recipes import RECIPES
 
 BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128
 SIGPIPE = 13  # the signal module of Windows has none
+LONGEST_MESSAGE = 1500
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
 
@@ -90,8 +91,8 @@ def with_flags(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A message with flags, in one line, and with escapes for what would steer a terminal."""
-    line = " ".join(with_flags(text).split())
+    """A message with flags, in a line, and with escapes for what would steer a terminal."""
+    line = " ".join(with_flags(text).split())[:LONGEST_MESSAGE]
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 

@@ -153,17 +153,13 @@ def from_json(content: Mapping[str, Any]) -> TrainConfig:
     hints = typing.get_type_hints(TrainConfig)
     for option in dataclasses.fields(TrainConfig):
         name, value = option.name, content.get(option.name)
-        kinds = typing.get_args(hints[name]) or (hints[name],)  # of `int | None`
+        kind = (typing.get_args(hints[name]) or (hints[name],))[0]  # of `int | None`
         if value is None:
             if name in RECIPES["d2l"].defaults():
                 raise ValueError(f"it does not say `{name}`")
             continue
-        if Path in kinds and type(value) is str:
-            value = Path(value)
-        elif float in kinds and type(value) is int:
-            value = float(value)
-        fine = isinstance(value, kinds) and (type(value) is not bool or bool in kinds)
-        if not fine or "\0" in str(value):  # which no path can hold
+        written = {Path: (str,), float: (int, float)}.get(kind, (kind,))
+        if type(value) not in written or "\0" in str(value):  # which no path can hold
             raise ValueError(f"`{name}` cannot be {value!r:.100}")
-        fields[name] = value
+        fields[name] = kind(value)
     return TrainConfig(**fields)

@@ -105,5 +105,5 @@ def _saved_config(folder: Path) -> TrainConfig:
         return from_json(saved)
     except FileNotFoundError as error:
         raise InputError(f"nothing to resume: {folder} holds no run (no {CONFIG})") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"cannot resume: {path} is unreadable: {reason(error)}") from error
