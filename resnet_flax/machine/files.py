@@ -18,10 +18,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     # Nobody's else: threads share a process's number, and containers give each other's again.
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise OSError("it is no plain file")  # but a device, which root could replace
+        if path.exists() and not path.is_file():  # root could replace a device
+            raise OSError("Is a directory" if path.is_dir() else "it is no plain file")
         yield unfinished
         unfinished.replace(path)
     except OSError as error:

@@ -32,7 +32,8 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None
 
 def test_a_folder_in_its_place_and_no_folder_at_all_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    for name, why in (("folder", "Is a directory"), ("none/file", "No such file or directory")):
+    found = (("folder", "Is a directory"), ("", "Is a directory"))
+    for name, why in (*found, ("none/file", "No such file or directory")):
         with (
             pytest.raises(InputError, match=f"^cannot write {tmp_path / name}: {why}$"),
             whole_file(tmp_path / name) as unfinished,
@@ -109,3 +110,9 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     ):
         pytest.fail("went on")
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_the_current_folder_is_no_file(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^cannot write \.: Is a directory$"), whole_file("."):
+        pytest.fail("went on")
