@@ -8,6 +8,8 @@ from resnet_flax.machine.runtime import start_backend
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS, build_model
 from resnet_flax.nn.summary import Row, summarize
 
+LARGEST = 10**6
+
 
 def main() -> None:
     """Prints the table of the network that the flags name."""
@@ -19,8 +21,11 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10, help="outputs (default: 10)")
     options = parser.parse_args()
     for name in ("image_size", "channels", "classes"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+        given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if given < 1:
+            raise InputError(f"{flag} must be at least 1")
+        if given > LARGEST:
+            raise InputError(f"{flag} must be at most {LARGEST}")
     start_backend()
     model = build_model(options.model, options.flavour, num_classes=options.classes)
     print_table(summarize(model, options.image_size, options.channels))

@@ -32,7 +32,7 @@ class TrainConfig:
         InputError: when a value is out of range; the message names the field.
     """
 
-    epochs: int = _flag("passes over the training set", at_least=1)
+    epochs: int = _flag("passes over the training set", at_least=1, at_most=10**6)
     batch_size: int = _flag("images in a training step", at_least=1)
     learning_rate: float = _flag("step size of the optimiser, the largest where it changes")
     image_size: int = _flag(
