@@ -20,10 +20,11 @@ FORMAT = 2  # of config.json: version 0.1.0 wrote none
 METRICS, CHECKPOINTS, CARD = "metrics.jsonl", "checkpoints", "README.md"
 CURVES, CONFUSION = "curves.png", "confusion.png"
 PREDICTIONS, MISTAKES = "predictions.png", "mistakes.png"
+# Fields that are of one start of a run, and not of the next.
+START_FIELDS = {"run_dir", "resume", "coordinator", "num_processes", "process_id"}
 # Fields that a resumed run may change without becoming another run; the epochs decide a schedule.
 FREE_FIELDS = {"epochs", "data_dir", "checkpoint_seconds", "tensorboard", "deterministic"}
-# Fields that are of one start of a run, and are no other's.
-START_FIELDS = {"run_dir", "resume", "coordinator", "num_processes", "process_id"}
+FREE_FIELDS |= START_FIELDS
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -40,7 +41,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         return config if config.run_dir else replace(config, run_dir=new)
     folder = config.run_dir or _newest_run()
     saved = _saved_config(folder)
-    free = (FREE_FIELDS - ({"epochs"} if RECIPES[saved.recipe].muon else set())) | START_FIELDS
+    free = FREE_FIELDS - ({"epochs"} if RECIPES[saved.recipe].muon else set())
     here, there = as_json(config), as_json(saved)
     differing = [
         f"`{name}` {there[name]!r:.60} there, {value!r} here"
