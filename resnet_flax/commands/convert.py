@@ -6,6 +6,7 @@
 from pathlib import Path
 
 from resnet_flax.commands.command_line import OneLineParser
+from resnet_flax.machine.runtime import start_backend
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS, STEMS
 from resnet_flax.weights import LAYOUTS, convert, guess_model, read_checkpoint, write_checkpoint
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--width-multiplier", type=float, help=width)
     options = parser.parse_args()
     state_dict = read_checkpoint(options.input, options.part)
+    start_backend()
     given = {"stem": options.stem, "width_multiplier": options.width_multiplier}
     fields = {name: value for name, value in given.items() if value is not None}
     model = guess_model(options.model, state_dict, options.flavour, **fields)

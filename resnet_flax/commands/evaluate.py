@@ -11,7 +11,7 @@ from resnet_flax.commands.command_line import NETWORK, OneLineParser
 from resnet_flax.errors import InputError
 from resnet_flax.inference import Scores, evaluate, load_test_set, read_pretrained, read_weights
 from resnet_flax.inference.scores import as_text
-from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
+from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs, start_backend
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS
 from resnet_flax.runs.config import TrainConfig
 
@@ -39,6 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     configure_runtime()
     keep_compiled_programs()
+    start_backend()
     path = Path(options.network)
     if path.name.endswith((".safetensors", ".safetensors.index.json")):
         if options.model is None:

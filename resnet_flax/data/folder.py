@@ -9,7 +9,7 @@ import numpy as np
 from resnet_flax.data.dataset import Dataset, Splits, shuffle, stratified_split
 from resnet_flax.data.image_files import FORMATS, Resizing, listed, printable, read_images
 from resnet_flax.errors import InputError, reason
-from resnet_flax.machine.files import inside
+from resnet_flax.machine.files import expanded, inside
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def load_folder(
     """As `load_dataset`, for a folder as of `find_images`."""
     if not path:
         raise InputError("dataset folder:PATH needs the folder's path")
-    files = find_images(Path(path).expanduser(), follow_links)
+    files = find_images(expanded(path), follow_links)
     if files.num_train is None:
         train, test = stratified_split(files.labels, files.classes, seed, path)
     else:
