@@ -4,11 +4,15 @@ It stands beside the package, since importing that takes seconds, in which a sig
 program at once, and quietly.
 """
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
+
+from resnet_flax.machine.streams import flush_streams, open_streams
 
 COMMANDS = {
     "train": "train a network",
@@ -22,8 +26,10 @@ COMMANDS = {
 
 def run(command: str) -> int:
     """Runs one of the programs on the command line's flags; returns its exit code."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # there is nothing to lose yet
-        signal.signal(each, lambda signum, frame: os._exit(128 + signum))
+    open_streams()
+    if threading.current_thread() is threading.main_thread():  # Python has signals in no other
+        for each in (signal.SIGINT, signal.SIGTERM):  # there is nothing to lose yet
+            signal.signal(each, lambda signum, frame: os._exit(128 + signum))
     program = importlib.import_module(f"resnet_flax.commands.{command}")
     from resnet_flax.commands.command_line import run_command
 
@@ -32,6 +38,7 @@ def run(command: str) -> int:
 
 def main() -> int:
     """Runs the program that the first argument names on the others."""
+    open_streams()
     given = sys.argv[1] if len(sys.argv) > 1 else ""
     if given in COMMANDS:
         by_module = Path(sys.argv[0]).name == "__main__.py"
@@ -40,7 +47,11 @@ def main() -> int:
         return run(given)
     listed = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
     if given in ("-h", "--help"):
-        print(f"usage: resnet-flax COMMAND ...\n\n{listed}\n\nresnet-flax COMMAND --help says more")
+        text = f"usage: resnet-flax COMMAND ...\n\n{listed}\n\nresnet-flax COMMAND --help says more"
+        with contextlib.suppress(OSError):
+            print(text)
+        with contextlib.suppress(OSError):
+            flush_streams()
         return 0
     wrong = f"unknown command {given!r}" if given else "no command"
     print(f"resnet-flax: error: {wrong}: choose from {', '.join(COMMANDS)}", file=sys.stderr)

@@ -44,7 +44,7 @@ PIXELS = integers(4, 6, 6, 3, dtype=jnp.uint8)
 FUNCTIONS = {
     "add_bias": (operations.add_bias, [floats(4, 6, 6, 3), floats(3)]),
     "augment": (
-        partial(preprocessing.augment, shift=1, flip=True, erase=0.5),
+        partial(preprocessing.augment, random_resized_crop=0.5, shift=1, flip=True, erase=0.5),
         [KEY, floats(4, 6, 6, 3)],
     ),
     "average_pool": (partial(average_pool, window=2), [floats(4, 5, 6, 3)]),
@@ -65,6 +65,10 @@ FUNCTIONS = {
     "max_pool_rectified": (max_pool_rectified, [floats(4, 6, 6, 3)]),
     "prepare_images": (partial(preprocessing.prepare_images, image_size=8), [PIXELS]),
     "resize": (partial(preprocessing.resize, image_size=8), [PIXELS]),
+    "resized_crop": (
+        preprocessing.resized_crop,
+        [floats(4, 6, 6, 3), floats(4, 2), floats(4, 2)],
+    ),
 }
 
 

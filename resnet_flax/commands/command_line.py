@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,11 +21,14 @@ from tqdm import tqdm
 
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.machine.interruption import Interrupted
+from resnet_flax.machine.streams import flush_streams
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.training.recipes import RECIPES
 
 NETWORK = "folder of a finished run or a network, or a name such as timm/resnet18.a1_in1k"
 BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128
+SIGPIPE = 13  # the signal module of Windows has none
+LONGEST_MESSAGE = 1500
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
 
@@ -40,7 +44,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with code 2."""
-        message = " ".join(message.split())  # an argument may hold line breaks
+        message = one_line(message)
         word = message.rpartition("unrecognized arguments: ")[2].partition(" ")[0]
         near = difflib.get_close_matches(word, self._option_string_actions, n=1)
         hint = f"did you mean {near[0]}?" if near and "unrecognized" in message else "see --help"
@@ -87,13 +91,29 @@ def with_flags(text: str) -> str:
     return re.sub(rf"`({'|'.join(FIELDS)})`", lambda match: flag(match[1]), text)
 
 
+def one_line(text: str) -> str:
+    """A message with flags, in a line, and with escapes for what would steer a terminal."""
+    line = " ".join(with_flags(text).split())[:LONGEST_MESSAGE]
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+
+def how_to_go_on(config: TrainConfig) -> str:
+    """The command that resumes a run: which it is, and with which other processes."""
+    program = sys.argv[0]
+    program = f"python {shlex.quote(program)}" if program.endswith(".py") else program
+    fields = ("run_dir", "coordinator", "num_processes", "process_id")
+    given = {flag(name): getattr(config, name) for name in fields}
+    words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+    return f"{program} --resume {shlex.join(words)}"
+
+
 class TerminalHandler(logging.Handler):
     """Prints what the library logs, a line each, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a record."""
         if sys.stderr is not None:
-            tqdm.write(with_flags(record.getMessage()), file=sys.stderr)
+            tqdm.write(one_line(record.getMessage()), file=sys.stderr)
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -102,28 +122,39 @@ def run_command(command: Callable[[], None]) -> int:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False  # Abseil's handler would say it again
+    # A cache that cannot be written is done without, whosever it is.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Error .* persistent compilation cache")
+    try:
+        try:
+            return _code_of(command)
+        finally:
+            flush_streams()  # of --help too, which raises SystemExit
+    except BrokenPipeError:  # as in `| head -1`
+        return SIGNALLED + SIGPIPE
+    except OSError as error:
+        return _report(f"failed: {error}", FAILED)
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+
+def _code_of(command: Callable[[], None]) -> int:
     try:
         command()
     except InputError as error:
         return _report(f"error: {error}", BAD_INPUT)
+    except BrokenPipeError:
+        raise
     except (TrainingError, OSError) as error:  # such as a full disk, wherever it shows
         return _report(f"failed: {error}", FAILED)
     except Interrupted as stop:
-        program, *flags = sys.argv
-        program = f"python {shlex.quote(program)}" if program.endswith(".py") else program
-        resume = flags if "--resume" in flags else [*flags, "--resume"]
-        mend = f"{stop.saved}; go on with: {program} {shlex.join(resume)}"
-        told = f"interrupted: {mend if stop.saved else 'nothing was lost'}"
-        return _report(told, SIGNALLED + stop.signum)
+        return _report(f"interrupted: {stop.saved or 'nothing was lost'}", SIGNALLED + stop.signum)
     except KeyboardInterrupt:
         return _report("interrupted", SIGNALLED + signal.SIGINT)
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = True
     return 0
 
 
 def _report(message: str, code: int) -> int:
-    words = with_flags(message).split()  # for a single line
-    print(Path(sys.argv[0]).name + ":", *words, file=sys.stderr)
+    print(Path(sys.argv[0]).name + ":", one_line(message), file=sys.stderr)
     return code

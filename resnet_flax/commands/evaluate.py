@@ -11,10 +11,12 @@ from resnet_flax.commands.command_line import NETWORK, OneLineParser
 from resnet_flax.errors import InputError
 from resnet_flax.inference import Scores, evaluate, load_test_set, read_pretrained, read_weights
 from resnet_flax.inference.scores import as_text
-from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
+from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs, start_backend
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS
+from resnet_flax.runs.config import TrainConfig
 
 IMAGE_SIZE = 96  # of D2L's recipe
+FOLLOW_LINKS = TrainConfig.__dataclass_fields__["follow_links"].metadata["help"]
 
 
 def main() -> None:
@@ -32,11 +34,14 @@ def main() -> None:
     dataset = "whose test set, as of train.py (default: what the run was trained on)"
     parser.add_argument("--dataset", help=dataset)
     parser.add_argument("--data-dir", type=Path, help="folder of the TFDS data sets")
+    parser.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     parser.add_argument("--test-examples", type=int, help="score on the first N images only")
     options = parser.parse_args()
     configure_runtime()
     keep_compiled_programs()
-    if (path := Path(options.network)).suffix == ".safetensors":
+    start_backend()
+    path = Path(options.network)
+    if path.name.endswith((".safetensors", ".safetensors.index.json")):
         if options.model is None:
             raise InputError(f"which network is in {path}? Add --model")
         size = IMAGE_SIZE if options.image_size is None else options.image_size
@@ -45,7 +50,7 @@ def main() -> None:
         raise InputError("--model, --flavour and --image-size are for a .safetensors file")
     else:
         network, variables = read_pretrained(options.network)
-    test_data = load_test_set(network, options.dataset, options.data_dir)
+    test_data = load_test_set(network, options.dataset, options.data_dir, options.follow_links)
     scores = evaluate(network, variables, test_data.take(options.test_examples))
     print((as_json if options.json else as_table)(scores, network.classes))
 

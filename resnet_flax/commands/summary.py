@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from resnet_flax.commands.command_line import NETWORK, OneLineParser
 from resnet_flax.errors import InputError
 from resnet_flax.inference.pretrained import read_network
+from resnet_flax.machine.runtime import start_backend
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS, build_model
 from resnet_flax.nn.summary import Row, summarize
+
+LARGEST = 10**6
 
 
 def main() -> None:
@@ -21,11 +24,15 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10, help="outputs (default: 10)")
     options = parser.parse_args()
     for name in ("image_size", "channels", "classes"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+        given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if given < 1:
+            raise InputError(f"{flag} must be at least 1")
+        if given > LARGEST:
+            raise InputError(f"{flag} must be at most {LARGEST}")
+    start_backend()
     if options.network:
-        if given := [flag for flag in sys.argv if flag.startswith("--")]:
-            raise InputError(f"{given[0]} is for a network that is built, not {options.network}")
+        if flags := [flag for flag in sys.argv if flag.startswith("--")]:
+            raise InputError(f"{flags[0]} is for a network that is built, not {options.network}")
         network = read_network(options.network)
         print_table(summarize(network.model, network.image_size, network.image_shape[-1]))
         return

@@ -2,9 +2,10 @@
 
 import gc
 
-from resnet_flax.commands.command_line import parse_config
-from resnet_flax.machine.interruption import Interruption
+from resnet_flax.commands.command_line import how_to_go_on, parse_config
+from resnet_flax.machine.interruption import Interrupted, Interruption
 from resnet_flax.machine.runtime import device_name
+from resnet_flax.runs.run_folder import resolve
 from resnet_flax.runs.train import train
 from resnet_flax.training.position import EpochResult
 from resnet_flax.training.progress import final_report
@@ -14,7 +15,7 @@ def main() -> None:
     """Reads the flags and trains, until it is done or asked to stop."""
     gc.freeze()  # what was imported stays: looking through it again costs each start half a second
     with Interruption() as interruption:
-        config = parse_config()
+        config = resolve(parse_config())
 
         def print_epoch(result: EpochResult) -> None:
             print(
@@ -24,6 +25,11 @@ def main() -> None:
                 flush=True,
             )
 
-        run = train(config, epoch_ended=print_epoch, interruption=interruption)
+        try:
+            run = train(config, epoch_ended=print_epoch, interruption=interruption)
+        except Interrupted as stop:
+            if stop.saved:
+                stop.saved += f"; go on with: {how_to_go_on(config)}"
+            raise
         if run.folder:
             print(final_report(run.results, device_name()))

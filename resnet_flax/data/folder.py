@@ -1,4 +1,4 @@
-"""A folder of images by class, from anywhere: no link in it is followed out of it."""
+"""A folder of images by class, from anywhere: no link leads out of it unless that is asked for."""
 
 import logging
 from pathlib import Path
@@ -7,13 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_flax.data.dataset import Dataset, Splits, shuffle, stratified_split
-from resnet_flax.data.image_files import FORMATS, Resizing, listed, read_images
+from resnet_flax.data.image_files import FORMATS, Resizing, listed, printable, read_images
 from resnet_flax.errors import InputError, reason
-from resnet_flax.machine.files import inside
+from resnet_flax.machine.files import expanded, inside
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "test")
+TRAIN, TEST = "train", ("test", "val", "valid", "validation")  # the first that is there
+# What systems put beside a user's folders, in lower case.
+SYSTEM = {"__macosx", "__pycache__", "$recycle.bin", "system volume information"}
+SYSTEM |= {"@eadir", "#recycle", "lost+found", "thumbs.db", "desktop.ini"}
 LONGEST_NAME = 100  # letters of a class
 
 
@@ -23,14 +26,20 @@ class ImageFiles(NamedTuple):
     paths: list[Path]
     labels: np.ndarray  # int32, (N,), each the index of its class
     classes: tuple[str, ...]  # the names of the folders, sorted
-    num_train: int | None  # how many of the first are from ``train``; None without that folder
+    num_train: int | None  # how many of the first are from ``train``; None if it is not split
 
 
-def load_folder(path: str, image_size: int, seed: int, resizing: Resizing | None = None) -> Splits:
+def load_folder(
+    path: str,
+    image_size: int,
+    seed: int,
+    follow_links: bool = False,
+    resizing: Resizing | None = None,
+) -> Splits:
     """As `load_dataset`, for a folder as of `find_images`."""
     if not path:
         raise InputError("dataset folder:PATH needs the folder's path")
-    files = find_images(Path(path).expanduser())
+    files = find_images(expanded(path), follow_links)
     if files.num_train is None:
         train, test = stratified_split(files.labels, files.classes, seed, path)
     else:
@@ -43,28 +52,28 @@ def load_folder(path: str, image_size: int, seed: int, resizing: Resizing | None
     return Splits(*data.hold_out(len(test)), files.classes, resizing=resizing)
 
 
-def find_images(folder: Path) -> ImageFiles:
+def find_images(folder: Path, follow_links: bool = False) -> ImageFiles:
     """Finds ``folder/CLASS/*.png`` (or .jpg, .jpeg), or the same in ``train`` and ``test``.
 
-    What is hidden in it (``.name``) is passed over; the log tells of files that are no images.
+    ``val``, ``valid`` or ``validation`` stand in for ``test``. One of these names is a class like
+    another if there are images in it. Hidden files (``.name``) and what systems leave behind are
+    passed over; the log tells of files that are no images.
+
+    Args:
+        folder: where they are.
+        follow_links: whether links may lead out of it.
 
     Raises:
         InputError: when it is no such folder, a class is empty, there are fewer than two, ``train``
-            and ``test`` differ in them, or a link leads out of the folder.
+            and ``test`` differ in them, or a link leads out of the folder, or to nothing.
     """
     try:
-        home = inside(folder, folder)
-        present = [name for name in SPLITS if (folder / name).is_dir()]
-        if len(present) == 1:
-            (missing,) = {*SPLITS} - {*present}
-            raise InputError(
-                f"{folder} holds {present[0]} but no {missing}: add that folder, or name "
-                f"{folder / present[0]} to have it split"
-            )
-        roots = [_checked(home, folder / name) for name in present] or [folder]
+        home = None if follow_links else inside(folder, folder)
+        roots = _split(home, folder)
         found = [_find_classes(home, root) for root in roots]
     except OSError as error:
-        raise InputError(f"cannot read the images in {folder}: {reason(error)}") from error
+        where = printable(error.filename or folder)
+        raise InputError(f"cannot read the images in {where}: {reason(error)}") from error
     classes = tuple(found[0])
     for each, other in ((0, -1), (-1, 0)):
         if lacking := sorted(found[each].keys() - found[other].keys()):
@@ -73,11 +82,37 @@ def find_images(folder: Path) -> ImageFiles:
         raise InputError(f"{roots[0]} holds one class only, {classes[0]}: two at least are needed")
     groups = [(label, root[name]) for root in found for label, name in enumerate(classes)]
     labels = np.array([label for label, paths in groups for _ in paths], np.int32)
-    num_train = sum(map(len, found[0].values())) if present else None
+    num_train = sum(map(len, found[0].values())) if len(roots) > 1 else None
     return ImageFiles([path for _, paths in groups for path in paths], labels, classes, num_train)
 
 
-def _find_classes(home: Path, root: Path) -> dict[str, list[Path]]:
+def _split(home: Path | None, folder: Path) -> list[Path]:
+    """The folders to train and to test on, or the folder itself if there are none."""
+    entries = {path.name: path for path in _visible(None, folder) if path.is_dir()}
+    named = {name: _checked(home, entries[name]) for name in (TRAIN, *TEST) if name in entries}
+    for name, path in [*named.items()]:
+        if any(map(_is_image, _visible(home, path))):
+            del named[name]  # a class
+    tests = [name for name in TEST if name in named]
+    if not named:
+        return [folder]
+    if TRAIN not in named or not tests:
+        missing = "test" if TRAIN in named else TRAIN
+        present = TRAIN if TRAIN in named else tests[0]
+        raise InputError(
+            f"{folder} holds {present} but no {missing}: add that folder, or name "
+            f"{folder / present} to have it split"
+        )
+    if others := [name for name in entries if name not in (TRAIN, tests[0])]:
+        logger.info(f"{folder}: tested on {tests[0]}; left out: {listed(others)}")
+    return [named[TRAIN], named[tests[0]]]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in FORMATS and path.is_file()
+
+
+def _find_classes(home: Path | None, root: Path) -> dict[str, list[Path]]:
     """Class -> its images, both sorted by name."""
     folders = [path for path in _visible(home, root) if path.is_dir()]
     if not folders:
@@ -85,7 +120,7 @@ def _find_classes(home: Path, root: Path) -> dict[str, list[Path]]:
     classes, others = {}, []
     for folder in folders:
         entries = _visible(home, folder)
-        images = [path for path in entries if path.suffix.lower() in FORMATS and path.is_file()]
+        images = [path for path in entries if _is_image(path)]
         others += sorted({*entries} - {*images})
         name = folder.name
         if not (name.isprintable() and len(name) <= LONGEST_NAME):
@@ -101,12 +136,20 @@ def _find_classes(home: Path, root: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _visible(home: Path, folder: Path) -> list[Path]:
+def _visible(home: Path | None, folder: Path) -> list[Path]:
     paths = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(_checked(home, path) for path in paths)
+    return sorted(_checked(home, path) for path in paths if path.name.lower() not in SYSTEM)
 
 
-def _checked(home: Path, path: Path) -> Path:
+def _checked(home: Path | None, path: Path) -> Path:
+    """The path, if it is no link or leads to something, in the home if there is one."""
     if path.is_symlink():  # following every plain file's path would take long
-        inside(home, path)
+        try:
+            inside(home or Path("/"), path)
+        except InputError as error:
+            mend = "put a copy in its place, or allow it by `follow_links`"
+            raise InputError(f"{printable(path)} is a link out of the folder: {mend}") from error
+        except OSError as error:
+            link, to, why = printable(path), printable(path.readlink()), printable(reason(error))
+            raise InputError(f"{link} is a link to {to} ({why}): mend or remove it") from error
     return path

@@ -16,17 +16,26 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 
 from resnet_flax.errors import InputError, reason
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 FITS = ("crop", "pad")
 LARGEST = 89_478_485  # pixels, from which on Pillow warns; 360 MB with colours and transparency
-INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
+INTERPOLATIONS = tuple(method.name.lower() for method in sorted(Image.Resampling))  # by number
 MIDDLE = 127
 FAINT = 0.1  # what differs less from a light background is none of the thing
 MOST_NAMED = 3  # files in a message
+TURNS: dict[object, Image.Transpose] = {  # EXIF's orientations
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 AnyPath = str | os.PathLike[str]
 Box = tuple[float, float, float, float]  # left, upper, right, lower
@@ -216,7 +225,7 @@ def _for_each(
 
 def _plain(image: Image.Image) -> Image.Image:
     """An image upright, 8 bits deep and opaque, on whichever of black and white it stands out."""
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I"):  # 16 bits: the upper 8, as Pillow takes of colours
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if not image.has_transparency_data:
@@ -227,6 +236,17 @@ def _plain(image: Image.Image) -> Image.Image:
     bright = ImageStat.Stat(shown).sum[0] * 255 > MIDDLE * ImageStat.Stat(alpha).sum[0]
     ground = Image.new("RGBA", image.size, "black" if bright else "white")
     return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image as it is meant to be seen; as it lies, if its metadata are damaged."""
+    image.load()  # a damaged picture stays an error
+    # Pillow's exif_transpose also rewrites the metadata, and fails on entries of the wrong type.
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # of many kinds
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _padded(image: Image.Image, shape: tuple[int, int, int], dark_background: bool) -> Photo:

@@ -22,6 +22,7 @@ def load_dataset(
     *,
     image_size: int,
     seed: int = 0,
+    follow_links: bool = False,
     resizing: Resizing | None = None,
 ) -> Splits:
     """Loads a data set by its name; the log tells of each choice made.
@@ -32,6 +33,7 @@ def load_dataset(
         data_dir: TFDS' data folder, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         image_size: the size in pixels that the images will be resized to.
         seed: decides which images are for testing, where the data do not say, and a folder's order.
+        follow_links: whether links in a folder may lead out of it.
         resizing: how a folder's images are made square.
 
     Raises:
@@ -40,7 +42,8 @@ def load_dataset(
     if name == FASHION_MNIST:
         return Splits(*load_fashion_mnist(data_dir), FASHION_MNIST_CLASSES, fit="pad")
     if name.startswith(FOLDER):
-        splits = load_folder(name.removeprefix(FOLDER), image_size, seed, resizing)
+        path = name.removeprefix(FOLDER)
+        splits = load_folder(path, image_size, seed, follow_links, resizing)
     elif TFDS_NAME.fullmatch(name):
         splits = load_tfds(name, tfds_folder(data_dir), image_size, seed)
     else:

@@ -20,6 +20,7 @@ from PIL import Image
 from resnet_flax.data.dataset import Dataset, Splits, stratified_split
 from resnet_flax.data.image_files import cropped, empty_images, without_grey_channels
 from resnet_flax.errors import InputError, reason
+from resnet_flax.machine.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ EXAMPLES_AT_ONCE = 1000
 def tfds_folder(data_dir: Path | None) -> Path:
     """TFDS' data folder: the one given, or its own default."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(data_dir or default).expanduser()
+    return expanded(data_dir or default, "give `data_dir`, or set TFDS_DATA_DIR")
 
 
 def load_tfds(name: str, folder: Path, image_size: int, seed: int) -> Splits:

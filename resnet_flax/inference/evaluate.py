@@ -36,9 +36,14 @@ def evaluate(network: Network, variables: Any, data: Dataset) -> Scores:
 
 
 def load_test_set(
-    network: Network, dataset: str | None = None, data_dir: Path | None = None
+    network: Network,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    follow_links: bool = False,
 ) -> Dataset:
     """Loads the test set of the data that a network was trained on, or of others.
+
+    The last three are as of `load_dataset`.
 
     Raises:
         InputError: when it cannot be loaded, has other classes, or is a folder that only the run
@@ -55,6 +60,7 @@ def load_test_set(
         data_dir,
         image_size=network.image_size,
         seed=network.seed,
+        follow_links=follow_links,
         resizing=network.resizing,
     )
     # ImageNet's folders bear WordNet's numbers, in the order of everyone's logits.

@@ -138,17 +138,16 @@ def _transformers_network(config: Mapping[str, Any], preprocessor: Any) -> dict[
 def _transformers_images(told: Mapping[str, Any]) -> tuple[int, dict[str, Any], Any, Any]:
     """Image size, resizing, mean and standard deviation of its processor for images."""
     name = told.get("image_processor_type") or told.get("feature_extractor_type") or "ConvNext"
-    size, crop = told.get("size", 224), told.get("crop_size")
-    if "ConvNext" in name:
+    size = told.get("size", 224)
+    if name.startswith("ConvNext"):
         size = size["shortest_edge"] if isinstance(size, Mapping) else size
         squash = size >= 384
         side = size if squash else int(size / told.get("crop_pct", 224 / 256))
-    elif isinstance(size, Mapping) and "shortest_edge" in size and crop:
-        side, squash = size["shortest_edge"], False
-        size = crop["height"] if isinstance(crop, Mapping) else crop
-    elif isinstance(size, Mapping) and size.get("height") == size.get("width") and not crop:
-        side, squash = size.get("height"), True
-        size = side
+    elif name.startswith("ViT"):
+        side = size = size["height"] if size["height"] == size["width"] else None
+        squash = True
+    elif name.startswith("Bit"):
+        side, size, squash = size["shortest_edge"], told["crop_size"]["height"], False
     else:
         raise ValueError(f"transformers' {name!r:.100} is not supported")
     missing = [
@@ -156,7 +155,7 @@ def _transformers_images(told: Mapping[str, Any]) -> tuple[int, dict[str, Any], 
     ]
     if missing or not math.isclose(told.get("rescale_factor", 1 / 255), 1 / 255):
         raise ValueError(f"transformers' {name!r:.100} without {missing} is not supported")
-    number = told.get("resample", 3 if "ConvNext" in name else 2)
+    number = told.get("resample", 2 if name.startswith("ViT") else 3)
     resizing = {
         "side": side,
         "squash": squash,

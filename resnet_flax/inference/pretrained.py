@@ -26,6 +26,7 @@ from resnet_flax.inference.foreign_configs import (
     torchvision_network,
 )
 from resnet_flax.machine.files import inside
+from resnet_flax.machine.runtime import start_backend
 from resnet_flax.nn.preprocessing import Normalization
 from resnet_flax.nn.resnet import ResNet, describe_model, model_from_description
 from resnet_flax.weights import (
@@ -146,6 +147,7 @@ def read_pretrained(where: str | os.PathLike[str]) -> tuple[Network, dict[str, A
     """As `from_pretrained`, with all that is known about the network."""
     network = read_network(where)
     channels = network.image_shape[-1]
+    start_backend()
     try:
         shapes = variable_shapes(network.model, channels)
     except Exception as error:  # of many kinds: fields that are fine may not fit together
@@ -156,7 +158,7 @@ def read_pretrained(where: str | os.PathLike[str]) -> tuple[Network, dict[str, A
     try:
         return network, from_torch(network.model, state_dict, in_channels=channels)
     except InputError as error:
-        raise InputError(f"{where}: {reason(error, 1000)}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def read_network(where: str | os.PathLike[str]) -> Network:

@@ -5,6 +5,7 @@ from .devices import join_processes as join_processes
 from .devices import replicate as replicate
 from .devices import split_batch as split_batch
 from .devices import text_from_first_process as text_from_first_process
+from .files import expanded as expanded
 from .files import inside as inside
 from .files import whole_file as whole_file
 from .interruption import Interrupted as Interrupted
@@ -12,3 +13,4 @@ from .interruption import Interruption as Interruption
 from .runtime import configure_runtime as configure_runtime
 from .runtime import device_name as device_name
 from .runtime import keep_compiled_programs as keep_compiled_programs
+from .runtime import start_backend as start_backend

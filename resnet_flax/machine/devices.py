@@ -31,7 +31,7 @@ def join_processes(
     Raises:
         InputError: when they cannot be reached.
     """
-    launched = any(int(os.environ.get(name) or 1) > 1 for name in LAUNCHERS)
+    launched = any(os.environ.get(name, "") not in ("", "0", "1") for name in LAUNCHERS)
     if not (coordinator or launched):
         return
     jax.config.update("jax_enable_preemption_service", False)  # interruption.py sees to SIGTERM

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,9 +18,11 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         InputError: when it cannot be written; an older file is as it was, nothing else is left.
     """
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # Nobody's else: threads share a process's number, and containers give each other's again.
+    unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        unfinished.unlink(missing_ok=True)  # such a link may have come with a stranger's folder
+        if path.exists() and not path.is_file():  # root could replace a device
+            raise OSError("Is a directory" if path.is_dir() else "it is no plain file")
         yield unfinished
         unfinished.replace(path)
     except OSError as error:
@@ -41,13 +44,14 @@ def whole_folder(path: str | os.PathLike[str], names: Collection[str]) -> Iterat
     path = Path(path)
     if not path.name or (os.path.lexists(path) and not path.is_dir()):
         raise InputError(f"cannot write {path}: it is no new folder: name one")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     old = path.with_name(f"{unfinished.name}.old")
     try:
-        if path.is_dir() and (others := {each.name for each in path.iterdir()} - {*names}):
+        held = path.iterdir() if path.is_dir() else ()
+        if others := [each.name for each in held if each.name not in names or each.is_dir()]:
+            shown = f"{min(others)!a:.100}"
             raise InputError(
-                f"cannot write {path}: it holds other things ({min(others)!a:.100}): name a new "
-                "folder"
+                f"cannot write {path}: it holds other things ({shown}): name a new folder"
             )
         unfinished.mkdir()
         yield unfinished
@@ -86,3 +90,15 @@ def inside(home: Path, path: Path) -> Path:
     if not real.is_relative_to(home.resolve()):
         raise InputError(f"{path} is a link out of the folder: put a copy in its place")
     return real
+
+
+def expanded(path: str | os.PathLike[str], mend: str = "name the folder in full") -> Path:
+    """Returns a path with the home folder in the place of ``~``.
+
+    Raises:
+        InputError: when that is not known; it tells how to mend it.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"there is no home folder for {path}: {mend}") from error

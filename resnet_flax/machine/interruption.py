@@ -27,7 +27,7 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Watches for the signals, in a ``with`` statement in the main thread.
+    """Watches for the signals, in a ``with`` statement; in the main thread, others get none.
 
     Outside `deferred` and `postponed`, a signal raises `Interrupted` at once. Inside `deferred`, it
     sets `requested`, and the training loop stops at the next step. A second signal ends the process
@@ -37,8 +37,12 @@ class Interruption:
     def __init__(self) -> None:
         self.requested: int | None = None
         self._deferred = False
+        self._watching = False
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._watching = True
         self._handlers = {each: signal.signal(each, self._handle) for each in SIGNALS}
         self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self._receiver, sender = socket.socketpair()
@@ -48,6 +52,8 @@ class Interruption:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if not self._watching:
+            return
         signal.set_wakeup_fd(self._wakeup)
         sys.unraisablehook = self._hook
         for signum, handler in self._handlers.items():

@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 import jaxlib
 
+from resnet_flax.errors import InputError
+
 # jaxlib 0.10.2 hands reductions, products and convolutions to YNNPACK, which gets some large
 # reductions wrong (jax#39103; tests/machine/test_runtime.py shows it) and trains this network at
 # two thirds of the speed of XLA's own path.
@@ -95,12 +97,12 @@ def keep_compiled_programs() -> None:
     """
     if jax.config.values["jax_compilation_cache_dir"]:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "resnet_flax" / machine_key()
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = home / "resnet_flax" / machine_key()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         trusted = folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK)
-    except (OSError, AttributeError):  # Windows has no getuid
+    except (OSError, RuntimeError, AttributeError):  # no home; Windows has no getuid
         return
     if trusted:
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -125,6 +127,24 @@ def accelerator_expected() -> bool:
     # JAX finds its GPU backends by this entry point; TPUs come as the package libtpu.
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return bool(plugins) or importlib.util.find_spec("libtpu") is not None
+
+
+def start_backend() -> None:
+    """Has JAX find its devices.
+
+    Raises:
+        InputError: when there are none, as those that ``JAX_PLATFORMS`` names.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError; AssertionError, without a word, for no known name
+        why = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0][:300]
+        why = f" ({why})" if why else ""
+        if platforms := jax.config.values["jax_platforms"]:
+            mend = "unset it, or set it to cpu"
+            message = f"JAX_PLATFORMS is {platforms!r}, which JAX cannot use here{why}: {mend}"
+            raise InputError(message) from error
+        raise InputError(f"JAX can use no device{why}") from error
 
 
 def device_name() -> str:

@@ -140,11 +140,16 @@ def resized_crop(
         sides: its height and width, as shares of the image's, (N, 2).
     """
 
+    # Two pixels along each axis take a CPU a fraction of the time of `jax.image`'s dense products.
     def resized(image: jax.Array, corner: jax.Array, side: jax.Array) -> jax.Array:
-        offset = -corner / side * jnp.asarray(image.shape[:2])
-        return jax.image.scale_and_translate(
-            image, image.shape, (0, 1), 1 / side, offset, "linear", antialias=False
-        )
+        for axis, size in enumerate(image.shape[:2]):
+            centres = corner[axis] * size + (jnp.arange(size) + 0.5) * side[axis]
+            position = jnp.clip(centres - 0.5, 0, size - 1)
+            first = position.astype(jnp.int32)
+            share = (position - first).astype(image.dtype).reshape(-1, *[1] * (2 - axis))
+            low, high = (jnp.take(image, first + k, axis, mode="clip") for k in (0, 1))
+            image = low + share * (high - low)
+        return image
 
     return jax.vmap(resized)(images, corners, sides)
 

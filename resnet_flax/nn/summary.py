@@ -35,7 +35,7 @@ def summarize(model: ResNet, image_size: int, channels: int = 1) -> list[Row]:
             calls.append((context.module, args[0].shape[1:], output.shape[1:]))
         return output
 
-    image = jnp.zeros((1, image_size, image_size, channels))
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
     with nn.intercept_methods(record):
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
 

@@ -4,9 +4,11 @@ import dataclasses
 import math
 import os
 import re
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from resnet_flax.errors import InputError
 from resnet_flax.nn.resnet import ARCHITECTURES, DTYPES, FLAVOURS
@@ -23,13 +25,17 @@ def _flag(description: str, default: Any = None, **metadata: Any) -> Any:
 class TrainConfig:
     """One training run. Each field is a flag of ``train.py``; its help text is its description.
 
-    Fields that are left at None and that a `resnet_flax.training.Recipe` has are the recipe's.
+    Fields that are left at None and that a `resnet_flax.training.Recipe` has are the recipe's; with
+    ``resume``, fields that are not given, or None, are those of the run that goes on.
+
+    Attributes:
+        given: names of the fields that were given, and not None.
 
     Raises:
         InputError: when a value is out of range; the message names the field.
     """
 
-    epochs: int = _flag("passes over the training set", at_least=1)
+    epochs: int = _flag("passes over the training set", at_least=1, at_most=10**6)
     batch_size: int = _flag("images in a training step", at_least=1)
     learning_rate: float = _flag("step size of the optimiser, the largest where it changes")
     image_size: int = _flag(
@@ -45,9 +51,10 @@ class TrainConfig:
     )
     dataset: str = _flag(
         "fashion_mnist; another TFDS set of images by class, such as cifar10; or folder:PATH with "
-        "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS",
+        "images as PATH/CLASS/*.png (or .jpg), or PATH/train/CLASS and PATH/test/CLASS (or val)",
         "fashion_mnist",
     )
+    follow_links: bool = _flag("let links in folder:PATH lead out of it", False)
     init: str | None = _flag(
         "start from a pretrained network, by a name such as timm/resnet18.a1_in1k or "
         "torchvision/resnet50 or by its folder, and take its architecture, image size and "
@@ -100,6 +107,17 @@ class TrainConfig:
         at_least=1,
     )
 
+    given: ClassVar[frozenset[str]] = frozenset()
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        """Notes which fields are given: once it is made, defaults look like them."""
+        names = (each.name for each in dataclasses.fields(cls))
+        given = {**dict(zip(names, values, strict=False)), **named}
+        self = super().__new__(cls)
+        told = frozenset(name for name, value in given.items() if value is not None)
+        object.__setattr__(self, "given", told)
+        return self
+
     def __post_init__(self) -> None:
         if self.init is not None:
             object.__setattr__(self, "init", os.fspath(self.init))
@@ -137,10 +155,34 @@ class TrainConfig:
     @property
     def from_network(self) -> bool:
         """Whether it starts from a network that tells its architecture and preprocessing."""
-        return self.init is not None and not self.init.endswith(".safetensors")
+        endings = (".safetensors", ".safetensors.index.json")
+        return self.init is not None and not self.init.endswith(endings)
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
     """The configuration in JSON's types."""
     fields = dataclasses.asdict(config)
     return {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()}
+
+
+def from_json(content: Mapping[str, Any]) -> TrainConfig:
+    """The inverse of `as_json`, for content from anywhere; other things in it are passed over.
+
+    Raises:
+        ValueError: when a value that recipes decide is missing, since theirs may have changed, or
+            any is of the wrong kind or out of range.
+    """
+    fields: dict[str, Any] = {}
+    hints = typing.get_type_hints(TrainConfig)
+    for option in dataclasses.fields(TrainConfig):
+        name, value = option.name, content.get(option.name)
+        kind = (typing.get_args(hints[name]) or (hints[name],))[0]  # of `int | None`
+        if value is None:
+            if name in RECIPES["d2l"].defaults() and not (content.get("init") and name in TOLD):
+                raise ValueError(f"it does not say `{name}`")
+            continue
+        written = {Path: (str,), float: (int, float)}.get(kind, (kind,))
+        if type(value) not in written or "\0" in str(value):  # which no path can hold
+            raise ValueError(f"`{name}` cannot be {value!r:.100}")
+        fields[name] = kind(value)
+    return TrainConfig(**fields)

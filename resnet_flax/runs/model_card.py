@@ -7,7 +7,7 @@ from pathlib import Path
 from resnet_flax.inference.pretrained import Network
 from resnet_flax.inference.scores import Scores, as_text
 from resnet_flax.runs import run_folder
-from resnet_flax.runs.config import TrainConfig
+from resnet_flax.runs.config import TrainConfig, as_json
 from resnet_flax.training.position import EpochResult
 
 # A run rewrites a card only while this line is in it.
@@ -106,7 +106,7 @@ def model_card(
     shares = [map(as_text, column) for column in (scores.precision, scores.recall)]
     by_class = zip(network.classes, *shares, strict=True)
     plain = TrainConfig(recipe=config.recipe, init=config.init)
-    others = [name for name in vars(config) if name not in {*FLAGS, *run_folder.FREE_FIELDS}]
+    others = [name for name in as_json(config) if name not in {*FLAGS, *run_folder.FREE_FIELDS}]
     flags = [*FLAGS, *(name for name in others if getattr(config, name) != getattr(plain, name))]
     dataset = Path(config.dataset).name
     title, hub_name, license = HUB.get(dataset, (dataset, json.dumps(dataset), ""))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,8 @@ WRONG = "crimson"
 ROWS, COLUMNS = 4, 8
 FEWEST_COLUMNS = 5  # as wide as the heading
 MOST_NUMBERED = 20  # with more classes the confusion matrix keeps its colours, but no numbers
+PLAIN = ("normal", 400, "normal", "scalable")  # a font's style, weight, stretch and size
+LAST_RESORT = "Last Resort High-Efficiency"  # Matplotlib's font of boxes
 LONGEST_NAME = 12  # letters that fit above an image
 
 
@@ -42,8 +44,9 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = min(10.0, 0.55 * 72 * side / count)  # points: what fits into a row
-    axes.set_xticks(range(count), classes, rotation=45, ha="right", va="top", fontsize=size)
-    axes.set_yticks(range(count), classes, fontsize=size)
+    names, style = _drawable(classes)
+    axes.set_xticks(range(count), names, rotation=45, ha="right", va="top", fontsize=size, **style)
+    axes.set_yticks(range(count), names, fontsize=size, **style)
     if count <= MOST_NUMBERED:
         for row, column in np.argwhere(confusion):
             colour = "white" if shares[row, column] > 0.5 else "black"
@@ -60,12 +63,12 @@ def plot_predictions(
 
     The images are uint8, (N, H, W, C), C being 1 or 3; the answers are the predicted labels.
     """
-    names = [_shortened(name) for name in classes]
+    names, style = _drawable([_shortened(name) for name in classes])
     shown = range(min(len(images), ROWS * COLUMNS))
     right = [labels[index] == answers[index] for index in shown]
     marks = ["" if fine else "✗ " for fine in right]  # for those who see no red
     titles = [f"{names[labels[i]]}\n{marks[i]}{names[answers[i]]}" for i in shown]
-    _plot_images(images, titles, right, "first the true class, then the predicted", path)
+    _plot_images(images, titles, right, "first the true class, then the predicted", path, style)
 
 
 def plot_mistakes(
@@ -76,7 +79,7 @@ def plot_mistakes(
     path: Path,
 ) -> None:
     """Draws the mistakes of which the network was surest, by ``probabilities`` (N, classes)."""
-    names = [_shortened(name) for name in classes]
+    names, style = _drawable([_shortened(name) for name in classes])
     answers, confidences = probabilities.argmax(-1), probabilities.max(-1)
     mistakes = np.flatnonzero(answers != labels)
     mistakes = mistakes[np.argsort(-confidences[mistakes], kind="stable")][: ROWS * COLUMNS]
@@ -84,7 +87,7 @@ def plot_mistakes(
     heading = "the surest mistakes: first the true class, then the predicted, with its probability"
     if not len(mistakes):
         heading = f"no mistakes in {len(images):,} images"
-    _plot_images(images[mistakes], titles, [False] * len(mistakes), heading, path)
+    _plot_images(images[mistakes], titles, [False] * len(mistakes), heading, path, style)
 
 
 def _new_figure(width: float, height: float) -> "Figure":
@@ -94,7 +97,12 @@ def _new_figure(width: float, height: float) -> "Figure":
 
 
 def _plot_images(
-    images: np.ndarray, titles: list[str], right: Sequence[bool], heading: str, path: Path
+    images: np.ndarray,
+    titles: list[str],
+    right: Sequence[bool],
+    heading: str,
+    path: Path,
+    style: dict[str, Any],
 ) -> None:
     columns = min(max(len(titles), FEWEST_COLUMNS), COLUMNS)
     rows = max(1, -(-len(titles) // columns))
@@ -105,8 +113,38 @@ def _plot_images(
         axes.set_axis_off()
     for axes, image, title, fine in zip(grid, images, titles, right, strict=False):
         axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, "gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=9, color="black" if fine else WRONG)
+        axes.set_title(title, fontsize=9, color="black" if fine else WRONG, **style)
     figure.savefig(path)
+
+
+def _drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Names, and how to draw them: with the font that has most of the letters that the usual lacks.
+
+    A name with a letter that neither has becomes its number: boxes would tell no two apart.
+    """
+    import matplotlib
+    from matplotlib.font_manager import FontPath, FontProperties, findfont, fontManager, get_font
+
+    def letters(path: FontPath) -> set[str]:
+        return set(map(chr, get_font(path).get_charmap()))
+
+    families = list(matplotlib.rcParams["font.family"])
+    missing = set("".join(names)) - letters(findfont(FontProperties()))
+    if missing:
+        found = {
+            font.name: has
+            for font in fontManager.ttflist
+            if (font.style, font.weight, font.stretch, font.size) == PLAIN
+            and font.name != LAST_RESORT
+            and (has := missing & letters(FontPath(font.fname, font.index)))
+        }
+        families += sorted(found, key=lambda name: -len(found[name]))[:1]
+        missing = missing.difference(*(found[name] for name in families if name in found))
+    drawable = [
+        f"class {number}" if missing.intersection(name) else name
+        for number, name in enumerate(names)
+    ]
+    return drawable, {"fontfamily": families, "parse_math": False}  # a name may hold dollars
 
 
 def _shortened(name: str) -> str:

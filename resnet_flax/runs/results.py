@@ -43,5 +43,5 @@ def write_results(
     plot_predictions(images, labels, logits.argmax(-1), classes, folder / PREDICTIONS)
     plot_mistakes(images, labels, probabilities, classes, folder / MISTAKES)
     card = folder / CARD
-    if not card.exists() or MARK in card.read_text():
-        card.write_text(model_card(config, network, results, scores))
+    if not card.exists() or MARK in card.read_text("utf-8"):
+        card.write_text(model_card(config, network, results, scores), "utf-8")

@@ -13,14 +13,14 @@ from resnet_flax.data import Resizing, Splits, bright_border, load_dataset, shuf
 from resnet_flax.inference.pretrained import Network, read_network, read_tensors
 from resnet_flax.machine.devices import data_mesh, join_processes, replicate
 from resnet_flax.machine.interruption import Interruption
-from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
+from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs, start_backend
 from resnet_flax.nn.preprocessing import IMAGENET_NORMALIZATION, Normalization
 from resnet_flax.nn.resnet import ResNet, architecture, build_model
 from resnet_flax.runs.checkpoints import Checkpoints
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.plotting import plot_curves
 from resnet_flax.runs.results import write_results
-from resnet_flax.runs.run_folder import CARD, CHECKPOINTS, CURVES, open_run, write_metrics
+from resnet_flax.runs.run_folder import CARD, CHECKPOINTS, CURVES, open_run, resolve, write_metrics
 from resnet_flax.runs.tensorboard import import_tensorboard, write_events
 from resnet_flax.training.loop import Job, check_batches, fit
 from resnet_flax.training.position import EpochResult, Position
@@ -59,10 +59,12 @@ def train(
         TrainingError: when the loss is no longer finite, or a checkpoint cannot be written.
         Interrupted: when a watched signal came; what was reached is saved.
     """
+    config = resolve(config)
     interruption = interruption or Interruption()
     configure_runtime(deterministic=config.deterministic)
     keep_compiled_programs()
     join_processes(config.coordinator, config.num_processes, config.process_id)
+    start_backend()
     first = jax.process_index() == 0
     if not first:
         logging.getLogger("resnet_flax").setLevel(logging.WARNING)
@@ -166,9 +168,13 @@ def choose_normalization(
 
 def load_data(config: TrainConfig, resizing: Resizing | None = None) -> Splits:
     """Loads the data set, and takes what the configuration asks for."""
-    size = config.image_size
     data = load_dataset(
-        config.dataset, config.data_dir, image_size=size, seed=config.seed, resizing=resizing
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        seed=config.seed,
+        follow_links=config.follow_links,
+        resizing=resizing,
     )
     train_data, test_data = data.train, data.test
     if config.validation_examples:

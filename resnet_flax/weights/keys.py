@@ -5,13 +5,15 @@ last segment; the other layouts of keys replace prefixes.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate, takewhile
 from typing import Any
 
 # A leaf's place in the variables, such as ("params", "layer1", "0", "conv1", "kernel").
 Leaf = tuple[str, ...]
 HEAD: tuple[Leaf, ...] = (("params", "fc", "kernel"), ("params", "fc", "bias"))
+MOST_WRAPPERS = 10  # segments of a prefix
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 _HUGGING_FACE_BASE = (
@@ -66,11 +68,38 @@ def torch_keys(leaves: Iterable[Leaf], layout: str) -> dict[Leaf, str]:
 def match_keys(leaves: Iterable[Leaf], state_dict: Mapping[str, Any]) -> dict[Leaf, str]:
     """The key of every leaf, and of a dense layer, in the layout that fits a state dict best."""
     leaves = dict.fromkeys([*leaves, *HEAD])
-    segments = zip(*(key.split(".") for key in state_dict), strict=False)
-    common = [first for first, *others in takewhile(lambda parts: len(set(parts)) == 1, segments)]
+    layouts = [torch_keys(leaves, layout) for layout in LAYOUTS]
     candidates = [
-        {leaf: prefix + key for leaf, key in torch_keys(leaves, layout).items()}
-        for prefix in ["", *accumulate(f"{part}." for part in common)]
-        for layout in LAYOUTS
+        {leaf: prefix + key for leaf, key in keys.items()}
+        for prefix in _prefixes(state_dict)
+        for keys in layouts
     ]
     return max(candidates, key=lambda keys: len(state_dict.keys() & set(keys.values())))
+
+
+def common_prefix(keys: Iterable[str]) -> str:
+    """The first segments of all keys, as far as they are the same, each with its dot."""
+    segments = zip(*(key.split(".")[:-1] for key in keys), strict=False)
+    common = takewhile(lambda parts: len({*parts}) == 1, segments)
+    return "".join(f"{parts[0]}." for parts in common)
+
+
+def listed(names: Collection[str], room: int = 200) -> str:
+    """The first names that have room in a line, escaped, and how many more there are."""
+    escaped = [name.encode("unicode_escape").decode()[:room] for name in names]
+    shown = sum(length <= room for length in accumulate(map(len, escaped))) or 1
+    more = f" and {len(escaped) - shown} more" if len(escaped) > shown else ""
+    return ", ".join(escaped[:shown]) + more
+
+
+def _prefixes(keys: Collection[str]) -> list[str]:
+    """The prefixes that most keys share, from the empty one to the longest."""
+    prefixes = [""]
+    for _ in range(MOST_WRAPPERS):
+        rest = (key[len(prefixes[-1]) :] for key in keys if key.startswith(prefixes[-1]))
+        firsts = Counter(first for first, dot, _ in (key.partition(".") for key in rest) if dot)
+        shared = [f"{first}." for first, count in firsts.items() if 2 * count > len(keys)]
+        if not shared:
+            break
+        prefixes.append(prefixes[-1] + shared[0])
+    return prefixes

@@ -18,7 +18,15 @@ from flax.typing import Dtype
 
 from resnet_flax.errors import InputError
 from resnet_flax.nn.layers import Dense
-from resnet_flax.weights.keys import HEAD, LAYOUTS, Leaf, match_keys, torch_keys
+from resnet_flax.weights.keys import (
+    HEAD,
+    LAYOUTS,
+    Leaf,
+    common_prefix,
+    listed,
+    match_keys,
+    torch_keys,
+)
 
 TO_TORCH = {0: (), 1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (3, 2, 0, 1)}
 TO_FLAX = {0: (), 1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (2, 3, 1, 0)}
@@ -31,18 +39,26 @@ logger = logging.getLogger(__name__)
 class Matched(NamedTuple):
     """A state dict beside a network."""
 
-    tensors: dict[str, Any]  # the state dict, of values with shape and dtype
+    tensors: dict[str, Any]  # the network's part of it, of values with shape and dtype
     expected: dict[Leaf, jax.ShapeDtypeStruct]  # the network's leaves
     keys: dict[Leaf, str]  # of each of them, and of a dense layer
 
 
 def match(model: Any, state_dict: Mapping[str, Any], in_channels: int) -> Matched:
-    """Finds out which of a state dict's keys are which of a network's leaves."""
+    """Finds out which of a state dict's keys are which of a network's leaves.
+
+    Where the network is wrapped, what lies beside it is left behind, and logged.
+    """
     if not isinstance(state_dict, Mapping):
         raise InputError(f"a state dict maps keys to tensors; got {type(state_dict).__name__}")
-    tensors = {str(key): _with_shape(str(key), value) for key, value in state_dict.items()}
+    given = {str(key): value for key, value in state_dict.items()}
     expected = variable_shapes(model, in_channels)
-    return Matched(tensors, expected, match_keys(expected, tensors))
+    keys = match_keys(expected, given)
+    prefix = common_prefix(keys.values())
+    tensors = {k: _with_shape(k, value) for k, value in given.items() if k.startswith(prefix)}
+    if strays := [key for key in given if key not in tensors]:
+        logger.info("left behind, being outside of %s: %s", listed([prefix]), listed(strays))
+    return Matched(tensors, expected, keys)
 
 
 def from_torch(
@@ -57,8 +73,9 @@ def from_torch(
 ) -> dict[str, Any]:
     """Converts a PyTorch state dict into the variables of a model, which share no memory with it.
 
-    The layout of the keys and a prefix common to all, such as ``module.``, are recognised.
-    Nothing is dropped, drawn or reshaped unless asked for, and then it is logged.
+    The layout of the keys and a prefix that most share, such as ``module.``, are recognised; the
+    log tells of keys without the prefix. Nothing of the network is dropped, drawn or reshaped
+    unless asked for, and then it is logged.
 
     Args:
         model: a `ResNet` of the checkpoint's flavour and classes; or a block or stage of D2L's or
@@ -73,8 +90,8 @@ def from_torch(
         dtype: by default the model's ``param_dtype``; "keep" for the checkpoint's own.
 
     Raises:
-        InputError: when keys are missing, surplus, misshapen or not floating-point (all are
-            named), or when an adaptation is impossible.
+        InputError: when keys are missing, surplus, misshapen or not floating-point (the first of
+            each are named), or when an adaptation is impossible.
     """
     if adapt_stem == "sum" and in_channels is None:
         in_channels = 1
@@ -193,7 +210,7 @@ def _dtype_name(value: Any) -> str:
 
 
 def _check(what: str, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> None:
-    """Names every fault of names, shapes and dtypes, before memory is taken."""
+    """Tells of every fault of names, shapes and dtypes, before memory is taken."""
     both = sorted(shapes.keys() & given.keys())
     found = {key: tuple(given[key].shape) for key in both}
     dtypes = {key: _dtype_name(given[key]) for key in both}
@@ -206,10 +223,8 @@ def _check(what: str, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str,
             f"{k} {dtypes[k]}" for k in both if dtypes[k] not in (FLOATS if shapes[k] else INTEGERS)
         ],
     }
-    listed = "; ".join(f"{fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
-    if listed:
-        one_line = listed.encode("unicode_escape").decode()
-        raise InputError(f"{what} and the model do not fit: {one_line}")
+    if told := [f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys]:
+        raise InputError(f"{what} and the model do not fit: {'; '.join(told)}")
 
 
 def _as_numpy(key: str, value: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax.typing import Dtype
 
-from resnet_flax.errors import InputError, one_line
+from resnet_flax.errors import InputError
 from resnet_flax.nn.blocks import Bottleneck
 from resnet_flax.nn.resnet import STEMS, ResNet, build_model
 from resnet_flax.weights.keys import HEAD, match_keys
@@ -29,10 +29,9 @@ def guess_model(
         InputError: when a name is unknown, or a stem of 3x3 could be one of two.
     """
     flavour = flavour or ("d2l" if _has_biases(state_dict) else "torchvision")
-    matrices = [np.shape(value) for value in state_dict.values() if np.ndim(value) == 2]
-    classes = matrices[0][0] if matrices else 0
-    named = build_model(name, flavour, num_classes=classes, **fields)
-    told = _told_by_kernels(named, state_dict, fields)
+    named = build_model(name, flavour, **fields)
+    told = _told_by_shapes(named, state_dict, fields)
+    classes = told.pop("num_classes")
     other = {field: value for field, value in told.items() if value != getattr(named, field)}
     if other:
         listed = ", ".join(f"{field}={value!r}" for field, value in other.items())
@@ -72,7 +71,7 @@ def start_from(
             model, weights, in_channels=channels, adapt_stem=adapted, new_head=new_head
         )
     except InputError as error:
-        raise InputError(f"{source}: {one_line(error)[:1000]}") from error
+        raise InputError(f"{source}: {error}") from error
 
 
 def convert(
@@ -85,8 +84,10 @@ def convert(
     """
     # With 64 bits a float64 checkpoint stays one; the others keep their dtype all the same.
     with jax.enable_x64(True):
-        variables = from_torch(model, state_dict, dtype=dtype or "keep")
-        counts = {int(v) for key, v in state_dict.items() if key.endswith("num_batches_tracked")}
+        weights = match(model, state_dict, in_channels=1)
+        variables = from_torch(model, weights, dtype=dtype or "keep")
+        tensors = weights.tensors.items()
+        counts = {int(value) for key, value in tensors if key.endswith("num_batches_tracked")}
         count = max(counts, default=0)
         if len(counts) > 1:
             logger.info(
@@ -95,19 +96,21 @@ def convert(
         return to_torch(model, variables, layout, num_batches_tracked=count)
 
 
-def _told_by_kernels(
+def _told_by_shapes(
     model: ResNet, state_dict: Mapping[str, Any], given: Collection[str]
 ) -> dict[str, Any]:
     """The fields, but those given, of a network that has the model's depth and blocks."""
     stage, bottleneck = len(model.stage_sizes), model.block is Bottleneck
     layers = ("conv1", "conv2", *(["conv3"] if bottleneck else []), "downsample/0", "downsample/1")
     paths = ["conv1", "conv1/0", "conv1/6", *(f"layer{stage}/0/{layer}" for layer in layers)]
+    paths += [f"layer{number}/0/conv1" for number in range(1, stage)]  # D2L numbers what follows
     leaves = {path: ("params", *path.split("/"), "kernel") for path in paths}
     keys = match_keys(leaves.values(), state_dict)
     found = {path: np.shape(state_dict.get(keys[leaf], ())) for path, leaf in leaves.items()}
     shapes = {path: shape for path, shape in found.items() if len(shape) == 4 and all(shape)}
 
-    told: dict[str, Any] = {}
+    head = np.shape(state_dict.get(keys[HEAD[0]], ()))
+    told: dict[str, Any] = {"num_classes": head[0] if len(head) == 2 else 0}
     if "conv1/0" in shapes:
         told["stem"] = "deep"
     elif "conv1" in shapes and "stem" not in given:
@@ -136,8 +139,7 @@ def _told_by_kernels(
 
 
 def _has_biases(state_dict: Mapping[str, Any]) -> bool:
-    """Whether there are convolutions with biases; D2L's have them, the others' have none."""
-    return any(
-        np.ndim(value) == 4 and f"{key.removesuffix('weight')}bias" in state_dict
-        for key, value in state_dict.items()
-    )
+    """Whether most convolutions have biases: all of D2L's; of the others' only a wrapper's."""
+    convolutions = [key for key, value in state_dict.items() if np.ndim(value) == 4]
+    biased = sum(f"{key.removesuffix('weight')}bias" in state_dict for key in convolutions)
+    return 2 * biased > len(convolutions)

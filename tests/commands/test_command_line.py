@@ -1,4 +1,6 @@
 import dataclasses
+import re
+import shlex
 import signal
 import sys
 
@@ -6,6 +8,7 @@ import pytest
 
 from resnet_flax import Bottleneck, build_model
 from resnet_flax.commands.command_line import flag, parse_config, run_command, with_flags
+from resnet_flax.commands.train import main
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.machine.interruption import Interrupted
 from resnet_flax.runs.config import TrainConfig
@@ -25,7 +28,8 @@ def test_every_flag_reaches_its_field():
         "--recipe d2l --seed 7 --dtype bfloat16 --data-dir a --run-dir b --resume "
         "--train-examples 100 --test-examples 50 --checkpoint-seconds 5 --deterministic "
         "--coordinator host:1 --num-processes 2 --process-id 1 --validation-examples 9 "
-        "--dataset cifar10 --flavour torchvision --init c --freeze-stages 2 --tensorboard".split()
+        "--dataset cifar10 --flavour torchvision --init c --freeze-stages 2 --tensorboard "
+        "--follow-links".split()
     )
     default = TrainConfig()
     unchanged = [
@@ -131,7 +135,8 @@ def test_malformed_flags_end_in_one_line_and_code_2(arguments, words, capsys):
         (OSError(28, "No space left", "a.png"), 1, "failed: [Errno 28] No space left: 'a.png'"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Interrupted(signal.SIGINT), 130, "interrupted: nothing was lost"),
-        (Interrupted(signal.SIGTERM, "epoch 1, step 2 is saved"), 143, "is saved; go on with: "),
+        (Interrupted(signal.SIGTERM, "epoch 1, step 2 is saved"), 143, "step 2 is saved"),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
         (None, 0, ""),
     ],
 )
@@ -143,25 +148,36 @@ def test_exit_codes(raised, code, words, capsys):
     assert run_command(command) == code
     error = capsys.readouterr().err
     assert words in error
-    assert error.count("\n") == bool(raised)
+    assert error.count("\n") == bool(words)
 
 
 @pytest.mark.parametrize(
     ("given", "again"),
     [
-        (["a b/train.py", "--epochs", "3"], "python 'a b/train.py' --epochs 3 --resume"),
-        (["resnet-flax train", "--resume"], "resnet-flax train --resume"),
+        (
+            "a b/train.py --epochs 3 --run-dir r",
+            "python 'a b/train.py' --resume --run-dir r",
+        ),
+        ("resnet-flax train --seed 1", r"resnet-flax train --resume --run-dir runs/[\d-]+"),
+        (
+            "train.py --coordinator host:1 --num-processes 2 --process-id 0 --run-dir r",
+            "python train.py --resume --run-dir r --coordinator host:1 --num-processes 2 "
+            "--process-id 0",
+        ),
     ],
 )
-def test_how_to_go_on_is_a_command_that_works(given, again, monkeypatch, capsys):
-    def command():
+def test_how_to_go_on_is_a_short_command_that_works(given, again, monkeypatch, capsys):
+    def interrupted(config, **_):
         raise Interrupted(signal.SIGTERM, "epoch 1, step 2 is saved")
 
-    monkeypatch.setattr(sys, "argv", given)
-    run_command(command)
-    assert capsys.readouterr().err == (
-        f"{given[0].removeprefix('a b/')}: interrupted: epoch 1, step 2 is saved; "
-        f"go on with: {again}\n"
+    program, *flags = given.partition(" --")[0], *shlex.split("--" + given.partition(" --")[2])
+    monkeypatch.setattr(sys, "argv", [program, *flags])
+    monkeypatch.setattr(sys.modules["resnet_flax.commands.train"], "train", interrupted)
+    assert run_command(main) == 143
+    assert re.fullmatch(
+        f"{program.removeprefix('a b/')}: interrupted: epoch 1, step 2 is saved; go on with: "
+        f"{again}\n",
+        capsys.readouterr().err,
     )
 
 

@@ -92,6 +92,31 @@ def test_dtypes_are_kept_or_changed(net: Any, checkpoint: Path, tmp_path: Path) 
     assert load_safetensors(again)["7.weight"].dtype == np.float64
 
 
+def test_an_average_is_told_and_chosen(
+    net: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "resnet_flax")
+    source, target = tmp_path / "in.pth", tmp_path / "out.safetensors"
+    average = {key: value + 1 for key, value in net.state_dict().items()}
+    torch.save({"state_dict": net.state_dict(), "state_dict_ema": average}, source)
+    for part, tensors in (([], net.state_dict()), (["--part", "state_dict_ema"], average)):
+        run(source, target, "--model", "resnet18", "--to", "d2l", *part)
+        assert np.array_equal(load_safetensors(target)["7.bias"], tensors["7.bias"])
+    assert f"read state_dict of {source}; `part` chooses state_dict_ema" in caplog.messages
+
+
+def test_an_averaged_model_is_converted(
+    net: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`torch.optim.swa_utils.AveragedModel`'s own state dict."""
+    caplog.set_level("INFO", "resnet_flax")
+    source, target = tmp_path / "in.pth", tmp_path / "out.safetensors"
+    torch.save(torch.optim.swa_utils.AveragedModel(net).state_dict(), source)
+    run(source, target, "--model", "resnet18", "--to", "d2l")
+    assert load_safetensors(target).keys() == net.state_dict().keys()
+    assert caplog.messages == ["left behind, being outside of module.: n_averaged"]
+
+
 def test_counters_that_differ_are_reported(
     net: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,19 @@ def test_the_program_on_a_run_folder(shared_run, program):
     )
 
 
+def test_links_are_followed_when_asked(shared_run, program, monkeypatch):
+    asked = []
+
+    def load(name, data_dir, **options):
+        asked.append(options["follow_links"])
+        return Splits(random_images(60), random_images(60), FASHION_MNIST_CLASSES)
+
+    monkeypatch.setattr(sys.modules["resnet_flax.inference.evaluate"], "load_dataset", load)
+    for flags in ([], ["--follow-links"]):
+        assert program(shared_run[0], "--dataset", "folder:x", *flags)[0] == 0
+    assert asked == [False, True]
+
+
 def test_json(shared_run, program):
     folder, network, variables, data = shared_run
     code, said, _ = program(folder, "--json", "--test-examples", 20)

@@ -17,10 +17,12 @@ from resnet_flax.commands.command_line import run_command
 from resnet_flax.commands.train import main
 from resnet_flax.inference.evaluate import evaluate
 from resnet_flax.inference.pretrained import read_pretrained
+from tests.support.finished_run import new_network, write_pretrained
 from tests.support.image_files import write_classes
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-SMALL = "--image-size 28 --batch-size 64 --train-examples 160 --test-examples 100".split()
+# D2L's flavour and recipe, on a network that compiles in seconds.
+SMALL = "--recipe d2l --batch-size 64 --train-examples 128 --test-examples 100".split()
 CLOSING_LINES = (
     r"loss \d+\.\d{3}, train acc [01]\.\d{3}, test acc [01]\.\d{3}\n"
     r"\d+\.\d examples/sec on (cpu|cuda:\d+)\n\Z"
@@ -33,6 +35,16 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny_network(tmp_path_factory):
+    """What `SMALL` starts from: two blocks of D2L's, with 8 and 16 channels, for 28x28 pixels."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_pretrained(folder, new_network())
+    SMALL.extend(["--init", str(folder)])
+    yield
+    del SMALL[-2:]
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -102,11 +114,33 @@ def test_the_card_and_the_loaded_network_have_the_last_lines_accuracy(finished_r
 
 def test_the_weights_load_in_pytorch(finished_run):
     import torch
+    from torch import nn
+
+    from tests.support.torch_reference import resnet_block
+
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)),
+        resnet_block(8, 8, 1, first_block=True),
+        resnet_block(8, 16, 1),
+        nn.Identity(),
+        nn.Identity(),
+        nn.Linear(16, 10),
+    )
+    tensors = load_file(finished_run[0] / "run" / "model.safetensors")
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+
+
+@pytest.mark.slow
+def test_d2ls_network_is_the_default_and_its_weights_load_in_pytorch(tmp_path, fashion_mnist):
+    import torch
 
     from tests.support.torch_reference import d2l_resnet18
 
-    folder, _ = finished_run
-    tensors = load_file(folder / "run" / "model.safetensors")
+    few = "--epochs 1 --train-examples 300 --test-examples 100".split()
+    process = train(tmp_path, *few, "--run-dir", "run")
+    assert process.returncode == 0, process.stderr
+    assert re.search(CLOSING_LINES, process.stdout)
+    tensors = load_file(tmp_path / "run" / "model.safetensors")
     network = d2l_resnet18()
     network.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
 
@@ -125,7 +159,7 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(finished_run, tmp_path):
 
 def test_resuming_a_finished_run_repeats_its_closing_lines(finished_run):
     folder, process = finished_run
-    again = train(folder, *SMALL, "--epochs", "2", "--run-dir", "run", "--resume")
+    again = train(folder, "--run-dir", "run", "--resume")
     assert again.returncode == 0
     assert again.stdout == "".join(process.stdout.splitlines(keepends=True)[-2:])
 
@@ -141,7 +175,7 @@ def test_resuming_a_finished_run_repeats_its_closing_lines(finished_run):
 )
 def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, moment, said):
     log = tmp_path / "log"
-    flags = [*SMALL, "--recipe", "fast", "--epochs", "999", "--run-dir", "run"]
+    flags = [*SMALL, "--epochs", "999", "--run-dir", "run"]
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, TRAIN, *flags], cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT
@@ -160,7 +194,7 @@ def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, momen
     assert said in (text.splitlines() or [""])[-1]
     if "epoch" in said:
         assert "is saved; go on with: python " in text
-        assert text.rstrip().endswith("--resume")
+        assert text.endswith("--resume --run-dir run\n")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +204,10 @@ def test_a_signal_stops_it_within_seconds(tmp_path, fashion_mnist, signum, momen
         (["--epochs", "-1"], "--epochs must be at least 1, not -1"),
         (["--image-size", "0"], "--image-size must be at least 1, not 0"),
         (["--train-examples", "70000"], "70000"),
-        (["--train-examples", "65", *SMALL[:4]], "last batch would hold 1 image"),
+        (
+            "--train-examples 65 --image-size 28 --batch-size 64".split(),
+            "last batch would hold 1 image",
+        ),
         (["--run-dir", "file/run"], "cannot write the run folder file/run"),
         (["--resume"], "nothing to resume"),
         (["--data-dir", "file"], "file"),
@@ -209,13 +246,14 @@ def own_data_runs(tmp_path_factory):
     write_classes(folder / "pets", ("cats", "dogs", "mice"), count=10)
     write_classes(folder / "marks" / "train", count=8, size=(12, 9), mode="L")
     write_classes(folder / "marks" / "test", count=4, size=(9, 12), mode="L")
-    flags = "--recipe fast --image-size 8 --batch-size 8".split()
+    flags = "--model resnet8 --flavour torchvision --image-size 8 --batch-size 8".split()
     pets = train(folder, *flags, *"--dataset folder:pets --epochs 1 --run-dir first".split())
     init = "--init first/model.safetensors --freeze-stages 3 --tensorboard --epochs 2".split()
     second = [*flags, "--dataset", "folder:marks", *init, "--run-dir", "second"]
-    return folder, pets, train(folder, *second), train(folder, *second, "--resume")
+    return folder, pets, train(folder, *second), train(folder, "--resume", "--run-dir", "second")
 
 
+@pytest.mark.slow  # test_by_name.py trains on such a folder in this process, a tiny network
 def test_it_trains_on_a_folder_of_images(own_data_runs):
     folder, process, *_ = own_data_runs
     assert process.returncode == 0, process.stderr
@@ -232,6 +270,7 @@ def test_it_trains_on_a_folder_of_images(own_data_runs):
     assert weights["fc.weight"].shape[0] == 3
 
 
+@pytest.mark.slow  # test_by_name.py trains on such a folder in this process, a tiny network
 def test_it_goes_on_from_other_weights_and_leaves_what_is_frozen(own_data_runs):
     folder, _, process, _ = own_data_runs
     assert process.returncode == 0, process.stderr
@@ -251,6 +290,7 @@ def test_it_goes_on_from_other_weights_and_leaves_what_is_frozen(own_data_runs):
     assert (after["conv1.weight"] == stem).all()
 
 
+@pytest.mark.slow  # test_by_name.py trains on such a folder in this process, a tiny network
 def test_a_resumed_fine_tuning_ends_the_same(own_data_runs):
     folder, _, process, again = own_data_runs
     assert again.returncode == 0, again.stderr

@@ -64,6 +64,43 @@ def test_all_three_endings_count_and_other_files_are_told(tmp_path, said):
     )
 
 
+@pytest.mark.parametrize("name", ["__MACOSX", "$RECYCLE.BIN", "__pycache__", "@eaDir", ".git"])
+def test_what_systems_leave_behind_is_passed_over(tmp_path, said, name):
+    write_classes(tmp_path)
+    (tmp_path / "cats" / name).mkdir()
+    (tmp_path / name / "cats").mkdir(parents=True)
+    (tmp_path / name / "cats" / "._00.png").write_text("Mac OS X")
+    files = find_images(tmp_path)
+    assert (files.classes, len(files.paths)) == (("cats", "dogs"), 10)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    "classes", [("bus", "car", "train"), ("test", "train"), ("train", "val"), ("exam", "test")]
+)
+def test_a_class_may_be_called_as_a_split(tmp_path, classes):
+    write_classes(tmp_path, classes)
+    files = find_images(tmp_path)
+    assert (files.classes, files.num_train) == (classes, None)
+
+
+@pytest.mark.parametrize("name", ["test", "val", "valid", "validation"])
+def test_the_names_of_what_is_tested_on(tmp_path, said, name):
+    write_classes(tmp_path / "train", count=3)
+    write_classes(tmp_path / name, count=2)
+    files = find_images(tmp_path)
+    assert files.num_train == 6
+    assert {path.parts[-3] for path in files.paths[6:]} == {name}
+    assert said == []
+
+
+def test_of_several_to_test_on_one_is_taken_and_told(tmp_path, said):
+    for name in ("train", "test", "val"):
+        write_classes(tmp_path / name)
+    assert {path.parts[-3] for path in find_images(tmp_path).paths} == {"train", "test"}
+    assert said == [f"{tmp_path}: tested on test; left out: val"]
+
+
 # --- What is refused.
 
 
@@ -184,22 +221,34 @@ def test_links_within_the_folder_are_followed(root, tmp_path, said):
 def test_links_out_of_the_folder_are_refused(root, outside):
     link = root / "cats" / "link.png"
     link.symlink_to(outside / "mice" / "00.png")
-    assert refused(root) == f"{link} is a link out of the folder: put a copy in its place"
+    mend = "is a link out of the folder: put a copy in its place, or allow it by `follow_links`"
+    assert refused(root) == f"{link} {mend}"
     link.unlink()
     (root / "mice").symlink_to(outside / "mice")
-    assert refused(root) == f"{root / 'mice'} is a link out of the folder: put a copy in its place"
+    assert refused(root) == f"{root / 'mice'} {mend}"
     (root / "mice").unlink()
     shutil.move(root, root.with_name("train"))
     root.mkdir()
     shutil.move(root.with_name("train"), root / "train")
     (root / "test").symlink_to(outside)
-    assert refused(root) == f"{root / 'test'} is a link out of the folder: put a copy in its place"
+    assert refused(root) == f"{root / 'test'} {mend}"
+
+
+def test_links_out_of_the_folder_are_followed_when_asked(root, outside):
+    (root / "cats" / "link.png").symlink_to(outside / "mice" / "00.png")
+    (root / "mice").symlink_to(outside / "mice")
+    files = find_images(root, follow_links=True)
+    assert (files.classes, len(files.paths)) == (("cats", "dogs", "mice"), 16)
+    assert len(load(root, follow_links=True).train) == 13
 
 
 def test_links_to_nowhere_and_in_circles(root):
     link = root / "cats" / "link.png"
     link.symlink_to("absent.png")
-    assert "No such file or directory" in refused(root)
+    line = f"{link} is a link to absent.png (No such file or directory): mend or remove it"
+    assert refused(root) == line
+    with pytest.raises(InputError, match=r"is a link to absent\.png"):
+        find_images(root, follow_links=True)
     link.unlink()
     link.symlink_to("link.png")
-    assert "cannot read the images in" in refused(root)
+    assert refused(root).startswith(f"{link} is a link to link.png (")

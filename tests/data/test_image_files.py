@@ -1,12 +1,13 @@
 """`resnet_flax.data.image_files`: files of every kind, to train on and to predict from."""
 
+import struct
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnet_flax.data import bright_border, image_files, read_photos
 from resnet_flax.data.folder import find_images
@@ -105,6 +106,17 @@ def test_what_is_drawn_in_the_alpha_channel_alone_is_seen(mode, tmp_path):
     np.testing.assert_array_equal(photo.pixels, found)
 
 
+def test_training_and_predicting_see_the_same_in_icons(tmp_path):
+    for number in range(4):
+        shape = random_image(number, mode="L")
+        Image.merge("RGBA", [*[Image.new("L", (8, 8))] * 3, shape]).save(tmp_path / f"{number}.png")
+    paths = sorted(tmp_path.iterdir())
+    trained = read_images(paths, 8)
+    assert len({image.tobytes() for image in trained}) == 4
+    photos = read_photos(paths, (8, 8, 1), fit="crop", dark_background=False)
+    np.testing.assert_array_equal([photo.pixels for photo in photos], trained)
+
+
 def test_opaque_pictures_with_an_alpha_channel_are_what_they_are_without(tmp_path):
     colours = random_image(0)
     np.testing.assert_array_equal(read_one(colours.convert("RGBA"), tmp_path), np.asarray(colours))
@@ -125,6 +137,50 @@ def test_a_camera_held_upright_is_believed(tmp_path):
     )
     assert image[1, :, 0].min() > 200
     assert image[6, :, 0].max() < 50
+
+
+def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """Entries of (tag, type, count, value)."""
+    packed = [struct.pack("<HHI4s", *entry) for entry in entries]
+    return struct.pack("<4sIH", b"II*", 8, len(entries)) + b"".join(packed) + bytes(4)
+
+
+TURNED = (0x0112, 3, 1, b"\x06")  # to be seen turned by 90 degrees
+METADATA = {
+    "no TIFF": (b"\0\x08\0\0 and more", False),
+    "too short": (exif(TURNED)[:16], False),
+    "an orientation in letters": (exif((0x0112, 2, 2, b"6")), False),
+    "an orientation that is none": (exif((0x0112, 3, 1, b"\x63")), False),
+    "an offset out of the file": (exif(TURNED, (0x010F, 2, 99, b"\xff\xff\xff\x7f")), True),
+    "an unknown type": (exif(TURNED, (0x010F, 99, 1, b"abcd")), True),
+    "a negative width": (exif(TURNED, (0x0100, 9, 1, b"\xff\xff\xff\xff")), True),
+    "a block of letters": (exif(TURNED, (0x8769, 2, 1, b"abcd")), True),
+}
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("kind", METADATA)
+def test_a_picture_with_damaged_metadata_is_read(kind, ending, tmp_path):
+    content, turned = METADATA[kind]
+    image = random_image(0, (8, 8))
+    more = {"exif": content if ending == "png" else b"Exif\0\0" + content}
+    path = tmp_path / f"x.{ending}"
+    image.save(path)
+    expected = np.asarray(Image.open(path))
+    image.save(path, **more)
+    (found,) = read_images([path], 8)
+    np.testing.assert_array_equal(found, np.rot90(expected, -1) if turned else expected)
+    (photo,) = read_photos([path], (8, 8, 3), fit="pad", dark_background=False)
+    np.testing.assert_array_equal(photo.pixels, found)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_all_orientations_are_those_of_pillow(number, tmp_path):
+    image = random_image(0, (9, 6))
+    image.save(tmp_path / "x.png", exif=exif((0x0112, 3, 1, bytes([number]))))
+    with Image.open(tmp_path / "x.png") as opened:
+        expected = ImageOps.fit(ImageOps.exif_transpose(opened), (4, 4), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(read_images([tmp_path / "x.png"], 4)[0], np.asarray(expected))
 
 
 @pytest.mark.parametrize(

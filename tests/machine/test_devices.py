@@ -53,6 +53,7 @@ def one_device(tmp_path_factory) -> Path:
     return result
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(tmp_path, one_device):
     finish(start(tmp_path / "eight.npz", 8))
     check_same(tmp_path / "eight.npz", one_device, 8)
@@ -70,6 +71,7 @@ def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, one_device
     ]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path, one_device):
     result = tmp_path / "changing.npz"
     run = result.with_suffix(".run")

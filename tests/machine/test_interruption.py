@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -63,3 +64,16 @@ with Interruption():
     assert process.stdout == ""
     assert process.stderr.endswith("interrupted: nothing was lost\n")
     assert "Traceback" not in process.stderr
+
+
+def test_in_a_thread_it_watches_for_nothing():
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def program() -> None:
+        with Interruption() as interruption, interruption.postponed():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=program)
+    thread.start()
+    thread.join()
+    assert found == [before]

@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_flax.errors import InputError
 from resnet_flax.machine.runtime import (
     BARRIER_FLAG,
     YNNPACK_FLAG,
     add_flag,
     configure_runtime,
     device_name,
+    keep_compiled_programs,
+    start_backend,
 )
+from tests.support.environment import jax_setting, without_devices, without_home
 
 # jax#39103: a product of small matrices, squared and summed by row.
 CANARY = """
@@ -157,3 +161,34 @@ print(faults())
         check=True,
     )
     assert int(process.stdout) < 100  # of 97,656 pages; 191 huge ones
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    without_home(monkeypatch)
+    jax_setting(monkeypatch, "jax_compilation_cache_dir", None)
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("kept"))
+    keep_compiled_programs()
+
+
+@pytest.mark.parametrize(
+    ("platforms", "said", "line"),
+    [
+        (
+            "cuda",
+            "",
+            "JAX_PLATFORMS is 'cuda', which JAX cannot use here: unset it, or set it to cpu",
+        ),
+        (
+            "cuda,cpu",
+            "no\ndriver (set JAX_PLATFORMS='' to automatically choose an available backend)",
+            "JAX_PLATFORMS is 'cuda,cpu', which JAX cannot use here (no driver): unset it, or set "
+            "it to cpu",
+        ),
+        ("", "no driver", "JAX can use no device (no driver)"),
+    ],
+)
+def test_platforms_that_are_not_there_are_named(monkeypatch, platforms, said, line):
+    without_devices(monkeypatch, platforms, said)
+    with pytest.raises(InputError) as error:
+        start_backend()
+    assert str(error.value) == line

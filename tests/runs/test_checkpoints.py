@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.runs.config import TrainConfig, as_json
-from resnet_flax.runs.run_folder import open_run, write_metrics
+from resnet_flax.runs.run_folder import open_run, resolve, write_metrics
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import EpochResult, Position
 from tests.support.small_run import checkpoints_of, new_state, random_data, run_epoch
@@ -191,6 +192,14 @@ def test_a_run_is_not_overwritten(tmp_path):
         open_run(TrainConfig(run_dir=tmp_path))
 
 
+def test_a_run_from_before_links_were_followed_is_resumed(tmp_path):
+    open_run(TrainConfig(run_dir=tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["follow_links"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_run(TrainConfig(run_dir=tmp_path, resume=True, follow_links=True)) == tmp_path
+
+
 def test_another_run_is_not_resumed(tmp_path):
     open_run(TrainConfig(run_dir=tmp_path))
     before = (tmp_path / "config.json").read_text()
@@ -220,7 +229,7 @@ def test_the_newest_run_is_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = open_run(TrainConfig(run_dir=Path("runs/a")))
     open_run(TrainConfig(run_dir=Path("runs/b"), resume=False))
-    (first / "config.json").touch()
+    os.utime(first / "config.json", (2**31, 2**31))  # the clock of files is slower than this test
     assert open_run(TrainConfig(resume=True)) == Path("runs/a")
 
 
@@ -238,6 +247,7 @@ def test_a_run_of_version_0_1_0_is_resumed(tmp_path, recipe):
     now = TrainConfig(run_dir=tmp_path, recipe=recipe, resume=True)
     saved = {**as_json(now), "resume": False, "model": "resnet18", "flavour": "d2l"}
     (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert resolve(TrainConfig(run_dir=tmp_path, resume=True)) == now  # nothing is given again
     assert open_run(now) == tmp_path
     other = TrainConfig(run_dir=tmp_path, recipe=recipe, resume=True, model="resnet50")
     with pytest.raises(InputError, match=r"`model` .* there, 'resnet50' here"):

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from resnet_flax.data import FASHION_MNIST_CLASSES
@@ -111,7 +114,9 @@ def test_predictions_mark_the_mistakes(tmp_path, drawn):
     assert not overlaps(drawn[0], [axes.title for axes in shown])
 
 
-@pytest.mark.parametrize("classes", [FASHION_MNIST_CLASSES, MANY])
+@pytest.mark.parametrize(
+    "classes", [MANY, pytest.param(FASHION_MNIST_CLASSES, marks=pytest.mark.slow)]
+)
 def test_titles_keep_clear_of_each_other(tmp_path, drawn, classes):
     data = random_images(32)
     longest = max(range(len(classes)), key=lambda index: len(classes[index]))
@@ -122,6 +127,51 @@ def test_titles_keep_clear_of_each_other(tmp_path, drawn, classes):
     plot_mistakes(data.images, labels, probabilities, classes, tmp_path / "mistakes.png")
     for figure in drawn:
         assert not overlaps(figure, [axes.title for axes in figure.axes])
+
+
+@pytest.fixture
+def chinese_font(tmp_path):
+    """A font of a single letter, 猫, that Matplotlib knows for the time of a test."""
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "cat"])
+    builder.setupCharacterMap({ord("猫"): "cat"})
+    pen = TTGlyphPen(None)
+    for point in ((0, 0), (0, 800), (800, 800)):
+        (pen.lineTo if pen.points else pen.moveTo)(point)
+    pen.closePath()
+    shape = pen.glyph()
+    builder.setupGlyf({".notdef": shape, "cat": shape})
+    builder.setupHorizontalMetrics({".notdef": (900, 0), "cat": (900, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "One Letter", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "font.ttf")
+    before = list(fontManager.ttflist)
+    fontManager.addfont(tmp_path / "font.ttf")
+    yield
+    fontManager.ttflist = before
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_letters_that_the_usual_font_lacks(tmp_path, drawn, found, request):
+    # A warning, as of a missing glyph, is an error here.
+    if found:
+        request.getfixturevalue("chinese_font")
+    images, labels = random_images(3).images, np.arange(3)
+    classes = ("猫", "狗", "$\\frac$ bird")
+    names = ["猫" if found else "class 0", "class 1", classes[2]]
+    plot_confusion(np.eye(3, dtype=int), classes, tmp_path / "confusion.png")
+    plot_predictions(images, labels, labels, classes, tmp_path / "predictions.png")
+    plot_mistakes(images, labels, np.eye(3)[[1, 2, 0]], classes, tmp_path / "mistakes.png")
+    confusion, predictions, mistakes = drawn
+    assert [tick.get_text() for tick in confusion.axes[0].get_yticklabels()] == names
+    assert [axes.get_title() for axes in predictions.axes[:3]] == [
+        f"{name}\n{name}" for name in names
+    ]
+    assert mistakes.axes[0].get_title() == f"{names[0]}\n{names[1]} 100%"
+    family = confusion.axes[0].get_yticklabels()[0].get_fontfamily()
+    assert ("One Letter" in family) == found
 
 
 def test_the_surest_mistakes_come_first(tmp_path, drawn):

@@ -1,6 +1,8 @@
 """`resnet_flax.train`: the whole job in one call, wherever Python runs."""
 
 import asyncio
+import json
+import shutil
 import signal
 import sys
 import threading
@@ -12,9 +14,14 @@ import numpy as np
 import pytest
 
 import resnet_flax
+from resnet_flax.errors import InputError
 from resnet_flax.runs import TrainConfig
+from resnet_flax.runs.train import load_data
+from tests.support.finished_run import new_network, write_pretrained
+from tests.support.image_files import write_classes
 
-SMALL = {"recipe": "fast", "epochs": 1, "train_examples": 128, "test_examples": 32}
+# A last batch of one image: the last stage of this network still has 7x7 values to normalise.
+SMALL = {"recipe": "d2l", "epochs": 1, "train_examples": 65, "batch_size": 32, "test_examples": 32}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,13 +32,31 @@ def no_cache() -> Iterator[None]:
         yield
 
 
-def trained(folder: Path) -> resnet_flax.Run:
-    return resnet_flax.train(TrainConfig(**SMALL, run_dir=folder))
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """The folder of a network that compiles in seconds."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_pretrained(folder, new_network())
+    return folder
+
+
+def trained(tiny: Path, folder: Path) -> resnet_flax.Run:
+    return resnet_flax.train(TrainConfig(**SMALL, init=tiny, run_dir=folder))
 
 
 @pytest.fixture(scope="module")
-def first_run(tmp_path_factory, fashion_mnist, no_cache) -> resnet_flax.Run:
-    return trained(tmp_path_factory.mktemp("runs") / "first")
+def first_run(tmp_path_factory, fashion_mnist, no_cache, tiny) -> resnet_flax.Run:
+    return trained(tiny, tmp_path_factory.mktemp("runs") / "first")
+
+
+def test_links_in_the_data_are_followed_when_asked(tmp_path):
+    write_classes(tmp_path / "outside", ("mice",))
+    root = write_classes(tmp_path / "root")
+    (root / "mice").symlink_to(tmp_path / "outside" / "mice")
+    config = TrainConfig(dataset=f"folder:{root}", follow_links=True)
+    assert load_data(config).classes == ("cats", "dogs", "mice")
+    with pytest.raises(InputError, match="or allow it by `follow_links`"):
+        load_data(TrainConfig(dataset=f"folder:{root}"))
 
 
 def test_it_returns_what_it_trained(first_run):
@@ -44,10 +69,10 @@ def test_it_returns_what_it_trained(first_run):
 
 
 def test_in_a_thread_with_a_running_event_loop_it_does_the_same_and_touches_no_signal(
-    first_run, tmp_path
+    first_run, tiny, tmp_path
 ):
     async def cell() -> resnet_flax.Run:  # as in a notebook
-        return trained(tmp_path / "run")
+        return trained(tiny, tmp_path / "run")
 
     before, found = signal.getsignal(signal.SIGINT), []
     thread = threading.Thread(target=lambda: found.append(asyncio.run(cell())))
@@ -56,3 +81,32 @@ def test_in_a_thread_with_a_running_event_loop_it_does_the_same_and_touches_no_s
     weights = [(run.folder / "model.safetensors").read_bytes() for run in (first_run, found[0])]
     assert weights[0] == weights[1]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_finetune_mirrors_images_to_train_and_none_to_score(tmp_path, monkeypatch):
+    class JobSeenError(Exception):
+        pass
+
+    def fit(job, *others, **options):
+        raise JobSeenError(job)
+
+    monkeypatch.setattr(sys.modules["resnet_flax.runs.train"], "fit", fit)
+    small = {"model": "resnet8", "image_size": 16, "batch_size": 8}
+    dataset = f"folder:{write_classes(tmp_path / 'images', size=(16, 16))}"
+    config = TrainConfig(recipe="finetune", dataset=dataset, run_dir=tmp_path / "run", **small)
+    with pytest.raises(JobSeenError) as seen:
+        resnet_flax.train(config)
+    job = seen.value.args[0]
+    assert job.step_options["flip"]
+    assert not job.eval_options["flip"]
+    assert not json.loads((config.run_dir / "config.json").read_text())["network"]["flip"]
+
+
+def test_it_goes_on_with_the_fields_of_its_run(first_run, tmp_path):
+    folder = shutil.copytree(first_run.folder, tmp_path / "run")
+    again = resnet_flax.train(TrainConfig(resume=True, run_dir=folder))
+    assert again.results == first_run.results
+    with pytest.raises(InputError, match="whose run differs: `train_examples` 65 there, 128 here"):
+        resnet_flax.train(TrainConfig(resume=True, run_dir=folder, train_examples=128))
+    content = json.loads((folder / "config.json").read_text())
+    assert (content["recipe"], content["epochs"], content["train_examples"]) == ("d2l", 1, 65)

@@ -130,18 +130,18 @@ def stage(
     return Case(f"stage{number}-{name}", channels, ours, theirs)
 
 
-def network(name: str, flavour: str, channels: int = 1, **fields: Any) -> Case:
+def network(name: str, flavour: str, inputs: int = 1, **fields: Any) -> Case:
     d2l = (name, flavour, fields) == ("resnet18", "d2l", {})
 
     def ours(dtype: str) -> ResNet:
         return build_model(name, flavour, dtype=dtype, param_dtype=dtype, **fields)
 
     def theirs() -> nn.Module:
-        return reference.d2l_resnet18(channels) if d2l else same_network(ours("float32"), channels)
+        return reference.d2l_resnet18(inputs) if d2l else same_network(ours("float32"), inputs)
 
     options = "".join(f"-{key}={value}" for key, value in fields.items())
     layout = "d2l" if d2l else "torchvision"
-    return Case(f"{name}-{flavour}{options}", channels, ours, theirs, layout)
+    return Case(f"{name}-{flavour}{options}", inputs, ours, theirs, layout)
 
 
 def small_network(name: str, **fields: Any) -> Case:
@@ -222,8 +222,8 @@ STAGES = [
 ]
 NETWORKS = [
     network("resnet18", "d2l"),
-    network("resnet18", "torchvision", channels=3),
-    network("resnet50", "torchvision", channels=3),
+    network("resnet18", "torchvision", inputs=3),
+    network("resnet50", "torchvision", inputs=3),
     network("resnet50", "d2l"),
     network("resnet34", "d2l"),
     network("resnet34", "torchvision"),
@@ -235,10 +235,12 @@ NETWORKS = [
     network("resnet50", "torchvision", stride_first=True),
     network("resnet18", "d2l", stem="cifar"),
     network("resnet18", "torchvision", preactivation=True),
-    *(network(name, "torchvision", channels=3) for name in ("resnext50_32x4d", "wide_resnet50_2")),
-    *(network(f"resnet{n}d", "torchvision", channels=3) for n in (18, 50)),
+    *(network(name, "torchvision", inputs=3) for name in ("resnext50_32x4d", "wide_resnet50_2")),
+    *(network(f"resnet{n}d", "torchvision", inputs=3) for n in (18, 50)),
     network("resnet50", "torchvision", replace_stride_with_dilation=(False, True, True)),
 ]
+# D2L's network with an eighth of its channels: as deep, and compiled in a third of the time.
+NARROW = network("resnet18", "d2l", channels=8)
 
 
 @functools.cache

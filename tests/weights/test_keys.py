@@ -1,10 +1,13 @@
 """PyTorch's names: those of each layout, and prefixes of wrapped networks."""
 
+import numpy as np
 import pytest
 
 from resnet_flax import build_model, resnet18
+from resnet_flax.errors import InputError
 from resnet_flax.weights import LAYOUTS, from_torch, to_torch
-from tests.support.state_dicts import assert_same, random_variables
+from resnet_flax.weights.keys import listed
+from tests.support.state_dicts import SMALL, SMALL_STATE_DICT, assert_same, random_variables
 from tests.support.torch_reference import d2l_resnet18
 
 
@@ -50,3 +53,37 @@ def test_prefixes_of_wrapped_networks_are_recognised(prefix: str) -> None:
     plain = from_torch(resnet18(), net.state_dict())
     wrapped = {prefix + key: value for key, value in net.state_dict().items()}
     assert_same(from_torch(resnet18(), wrapped), plain)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
+@pytest.mark.parametrize("strays", [{"n_averaged": np.array(5)}, {"loss.centers": np.ones((7, 3))}])
+def test_what_lies_beside_a_wrapped_network_is_left_behind_and_named(prefix, strays, caplog):
+    caplog.set_level("INFO", "resnet_flax")
+    wrapped = strays | {prefix + key: value for key, value in SMALL_STATE_DICT.items()}
+    assert_same(from_torch(SMALL, wrapped), from_torch(SMALL, SMALL_STATE_DICT))
+    assert caplog.messages == [f"left behind, being outside of {prefix}: {next(iter(strays))}"]
+
+
+def test_a_prefix_of_half_of_the_keys_is_none():
+    twice = {
+        f"{name}.{key}": value
+        for name in ("student", "teacher")
+        for key, value in SMALL_STATE_DICT.items()
+    }
+    with pytest.raises(
+        InputError, match=r"surplus: student\.bn1\.bias, .* and \d+ more$"
+    ) as caught:
+        from_torch(SMALL, twice)
+    assert len(str(caught.value)) < 800
+
+
+def test_what_is_surplus_in_the_network_is_refused_in_a_wrapped_one_too():
+    wrapped = {f"module.{key}": value for key, value in SMALL_STATE_DICT.items()}
+    with pytest.raises(InputError, match=r"do not fit: surplus: module\.extra\.weight$"):
+        from_torch(SMALL, wrapped | {"module.extra.weight": np.ones(3), "n_averaged": np.ones(1)})
+
+
+def test_a_list_of_names_has_its_room():
+    assert listed(["a", "b\n"]) == r"a, b\n"
+    assert listed(["a" * 300]) == "a" * 200
+    assert listed(["a" * 150, "b" * 50, "c"]) == "a" * 150 + ", " + "b" * 50 + " and 1 more"

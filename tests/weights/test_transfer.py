@@ -203,6 +203,13 @@ def torch_shapes(model: ResNet) -> dict:
     }
 
 
+def test_what_lies_beside_a_network_tells_nothing_of_it():
+    model = build_model("resnet18", "torchvision", num_classes=5)
+    tensors = {f"model.{key}": value for key, value in torch_shapes(model).items()}
+    loss = {"loss.centers": np.ones((7, 3)), "loss.conv.weight": np.ones((3, 3, 1, 1))}
+    assert guess_model("resnet18", loss | {"loss.conv.bias": np.ones(3)} | tensors) == model
+
+
 @pytest.mark.parametrize(("name", "called"), FAMILY)
 def test_groups_widths_and_a_deep_stem_are_told_by_the_shapes(name, called, caplog):
     model = build_model(name, "torchvision", num_classes=5)

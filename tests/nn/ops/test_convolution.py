@@ -64,7 +64,7 @@ def test_dilation_groups_and_their_gradients_are_pytorchs(dilation, groups, stri
     check((9, 8), 3, strides, dilation, dtype, (3, 8), dilation=dilation, groups=groups)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", [(2, 2), (3, 3), (3, 4), (6, 6), (7, 7), (9, 2)])
 def test_winograds_convolution_and_its_gradients_are_pytorchs(size, dtype, monkeypatch):
     monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 3)
