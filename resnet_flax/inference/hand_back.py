@@ -191,7 +191,7 @@ def unsaid(network: Network) -> list[str]:
             resizing is not None and resizing.rounds_down
         ),
         "here pictures become grey by themselves, there by convert('L')": channels == 1,
-        f"here is computed in {dtype}, there in float32": dtype != "float32",
+        f"here logits are computed in {dtype}, there in float32": dtype != "float32",
     }
     return [line for line, differs in lines.items() if differs]
 
