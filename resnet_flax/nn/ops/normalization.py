@@ -43,9 +43,10 @@ def _channel_sum_on_cpu(x: jax.Array) -> jax.Array:
     """
     while x.ndim > 1:
         *outer, size, channels = x.shape
-        parts = range(min(size, LONGEST_SUM), 0, -1)
+        known = size if isinstance(size, int) else 1  # an exported program takes any number
+        parts = range(min(known, LONGEST_SUM), 0, -1)
         part = next((part for part in parts if size % part == 0), 1)
-        if 1 < part < size:
+        if 1 < part < known:
             x = x.reshape(*outer, size // part, part, channels)
         x = lax.optimization_barrier(x.sum(-2))
     return x
@@ -179,7 +180,8 @@ def _moments_in_two_passes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _moments_in_one_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of the differences to one of the values, which keeps the digits of a large mean."""
     count = x.size // x.shape[-1]
-    shift = x[tuple(side // 2 for side in x.shape[:-1])]
+    sides = (side if isinstance(side, int) else 1 for side in x.shape[:-1])
+    shift = x[tuple(side // 2 for side in sides)]
     difference = x - per_channel(shift, x)
     total, squares = channel_sums(difference, jnp.square(difference))
     mean = total / count
