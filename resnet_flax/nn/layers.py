@@ -17,7 +17,12 @@ from jaxtyping import Array, Float
 
 from resnet_flax.nn.fields import Module
 from resnet_flax.nn.ops.convolution import convolve
-from resnet_flax.nn.ops.normalization import add_bias, batch_normalize, per_channel
+from resnet_flax.nn.ops.normalization import (
+    add_bias,
+    at_least_float32,
+    batch_normalize,
+    per_channel,
+)
 
 
 # Initialisers are functions of a module, so that a network that holds them can be pickled.
@@ -194,7 +199,7 @@ class BatchNorm(Module):
                 running_var.value = (1 - rate) * running_var.value + rate * unbiased_var
         else:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            wide = x.astype(at_least_float32(x.dtype))
             centred = wide - per_channel(running_mean.value, x)
             y = centred * per_channel(factor, x) + per_channel(bias, x)
         return y.astype(self.dtype)

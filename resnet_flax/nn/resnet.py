@@ -43,6 +43,7 @@ from resnet_flax.nn.layers import (
     pytorch_uniform,
     xavier_uniform,
 )
+from resnet_flax.nn.ops.normalization import at_least_float32
 from resnet_flax.nn.ops.pooling import max_pool, max_pool_rectified
 from resnet_flax.nn.preprocessing import check_shape
 
@@ -244,10 +245,10 @@ class ResNet(Module):
         if self.preactivation:
             x = nn.relu(norm(name="norm")(x, train))
         # Pooling in float32: bfloat16 sums over a whole feature map lose digits.
-        x = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = x.mean((1, 2), dtype=at_least_float32(x.dtype))
         if self.num_classes:
             x = Dense(self.num_classes, self.dense_init, **dtypes, name="fc")(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(at_least_float32(x.dtype))
 
     def block_rates(self) -> tuple[float, ...]:
         """Each block's stochastic depth rate, linear in its place (Huang et al., 2016, eq. 4)."""

@@ -7,6 +7,7 @@ would derive.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,11 @@ from resnet_flax.nn.ops.platform import barrier_on_cpu, choose
 
 # XLA splits a longer sum in two on a CPU, and then takes twice as long.
 LONGEST_SUM = 32
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype in which sums keep their digits."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def per_channel(values: Float[Array, " C"], x: Float[Array, "*axes C"]) -> Float[Array, "*ones C"]:
@@ -130,7 +136,7 @@ def batch_normalize(
         The normalised values (..., C), and the batch's mean and biased variance, each (C,), all in
         float32 at least. As in PyTorch, no gradient flows through the last two.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = at_least_float32(x.dtype)
     x, scale, bias = vary_alike(x, scale.astype(dtype), bias.astype(dtype))
     return _batch_normalize(x, scale, bias, epsilon)
 
@@ -168,7 +174,7 @@ def _batch_normalize_forward(
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(at_least_float32(x.dtype))
 
 
 def _moments_in_two_passes(x: jax.Array) -> tuple[jax.Array, jax.Array]:

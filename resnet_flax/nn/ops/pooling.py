@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from resnet_flax.nn.ops.derivatives import Arrays, linear
+from resnet_flax.nn.ops.normalization import at_least_float32
 from resnet_flax.nn.ops.platform import barrier_on_cpu, choose
 
 
@@ -61,7 +62,7 @@ def average_pool(x: Float[Array, "N H W C"], window: int) -> Float[Array, "N H2 
     edges = [(0, count * window - side) for count, side in zip(counts, sides, strict=True)]
     padded = jnp.pad(x, [(0, 0), *edges, (0, 0)])
     squares = padded.reshape(samples, rows, window, columns, window, channels)
-    sums = squares.sum((2, 4), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    sums = squares.sum((2, 4), dtype=at_least_float32(x.dtype))
     tall, wide = (
         np.minimum(window, side - window * np.arange(count))
         for count, side in zip(counts, sides, strict=True)
@@ -154,7 +155,8 @@ def _gather_by_pixels(
         next_winner = jnp.pad(winner, edges, constant_values=len(PLACES))[:, i:, j:]
         row, column = rows % 2 + 1 - 2 * i, columns % 2 + 1 - 2 * j
         place = np.where((row >= 0) & (column >= 0), 3 * row + column, -1)[None, :, :, None]
-        total += jnp.where(twice(next_winner) == place, twice(next_gradient), 0)
+        wins = twice(next_winner).astype(jnp.int32) == place.astype(np.int32)
+        total += jnp.where(wins, twice(next_gradient), 0)
     return total
 
 
