@@ -162,20 +162,12 @@ def in_every_direction(function, name, inputs):
     everywhere = tuple(range(len(inputs)))
     tangents = tuple(like(x, seed) for seed, x in enumerate(inputs))
     found = [
-        jax.jvp(function, inputs, tangents),
         jax.jvp(jax.grad(loss, everywhere), inputs, tangents),
         jax.grad(lambda *xs: jax.jvp(loss, xs, tangents)[1], everywhere)(*inputs),
-        jax.grad(loss, everywhere)(*inputs),
     ]
-    stacks = jax.tree.map(lambda x, t: jnp.stack([x, t]), inputs, tangents)
-    for axes in ((0,) * len(inputs), (0,) + (None,) * (len(inputs) - 1)):
-        batch = tuple(s if a == 0 else x for s, x, a in zip(stacks, inputs, axes, strict=True))
-
-        def total(*batch, axes=axes):
-            return (jax.vmap(function, axes)(*batch) ** 3).sum()
-
-        found.append(jax.jvp(jax.vmap(function, axes), batch, batch))
-        found.append(jax.grad(total, everywhere)(*batch))
+    batch = jnp.stack([inputs[0], tangents[0]]), *inputs[1:]
+    mapped = jax.vmap(function, (0, *[None] * len(inputs[1:])))
+    found.append(jax.grad(lambda *batch: (mapped(*batch) ** 3).sum(), everywhere)(*batch))
     if name in LINEAR:
         transpose = jax.linear_transpose(lambda x: function(x, *inputs[1:]), inputs[0])
         found.append(transpose(function(*inputs)))
@@ -194,8 +186,11 @@ def in_every_direction(function, name, inputs):
     return found, local(*inputs)
 
 
-@pytest.mark.parametrize("accelerator", [False, True])
-@pytest.mark.parametrize("name", list(OPERATIONS))
+@pytest.mark.parametrize(
+    ("name", "accelerator"),
+    [(name, False) for name in OPERATIONS]
+    + [(name, True) for name in ("stem", "1x1", "bias", "norm", "max")],
+)
 def test_every_formulation_is_differentiated_in_every_direction(name, accelerator, monkeypatch):
     if "winograd" in name:
         monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 3)
