@@ -89,7 +89,8 @@ def _tangent(
 def _backward(
     strides: int, padding: int, dilation: int, inputs: Arrays, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    if _is_special(*inputs, dilation):
+    x, kernel = inputs
+    if _is_special(x, kernel, dilation):
         options: dict[str, Any] = {"strides": strides, "padding": padding, "dilation": dilation}
         by_taps = partial(_special_gradients, to_kernel=_by_taps, **options)
         by_compiler = partial(_special_gradients, to_kernel=_by_compiler, **options)
