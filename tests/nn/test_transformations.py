@@ -37,14 +37,24 @@ from tests.support.transformations import (
 
 ROOT = Path(__file__).parents[2]
 ON_DEVICES = ("pmap", "shard_map")
+# One of each direction; the operations below are tried in all of them.
+QUICK = ("jvp_of_parameters", "reverse_over_forward", "vmap_over_parameters", "export")
 
 
-@pytest.mark.parametrize("name", [name for name in TRANSFORMATIONS if name not in ON_DEVICES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name in TRANSFORMATIONS
+        if name not in ON_DEVICES
+    ],
+)
 def test_a_network_is_transformed_as_one_of_flaxs_layers(name):
     with jax.enable_x64(True):
         compare(name)
 
 
+@pytest.mark.slow
 def test_so_it_is_on_two_devices():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     done = subprocess.run(
