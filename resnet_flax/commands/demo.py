@@ -5,6 +5,8 @@ from resnet_flax.inference import read_pretrained
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs
 
+LARGEST_PORT = 65535
+
 
 def main() -> None:
     """Reads the command line, and serves the page until a signal ends it."""
@@ -14,6 +16,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="(default: a free one)")
     parser.add_argument("--no-browser", action="store_true", help="only say where the page is")
     options = parser.parse_args()
+    if not 0 <= options.port <= LARGEST_PORT:
+        parser.error(f"--port must be from 0 to {LARGEST_PORT}, not {options.port}")
     from resnet_flax.inference.demo import demo_page, serve  # of an extra
 
     configure_runtime()

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +49,25 @@ def demo_page(network: Network, variables: Any, title: str = "resnet_flax") -> g
     side = network.image_size
     caption = f"What the network saw: {side}x{side} pixels"
 
-    def show(picture: str | None) -> tuple[Any, Any]:
+    def show(picture: str | None) -> Iterator[tuple[Any, Any]]:
+        nothing = None, gradio.update(value=None, label=caption)
         if picture is None:
-            return None, gradio.Image(None, label=caption)
+            yield nothing
+            return
         try:
             (prediction,) = classify(network, variables, [picture], BARS)
             pixels = np.asarray(read_images(plain, [picture])[0])
         except InputError as error:
+            yield nothing  # in the place of the last picture's
             why = str(error).replace(f"{Path(picture).parent}{os.sep}", "")
-            raise gradio.Error(why, print_exception=False) from error
+            raise gradio.Error(why, duration=None, print_exception=False) from error
         bars: dict[str, float] = {}
         for name, share in prediction.top:  # classes may share a name
             bars[f"{name} ({len(bars) + 1})" if name in bars else name] = share
         times = max(1, SEEN_SIDE // side)
         seen = np.rint(pixels * 255).astype(np.uint8).repeat(times, 0).repeat(times, 1)
         inverted = ", inverted: light background" if prediction.inverted else ""
-        return bars, gradio.Image(seen.squeeze(), label=caption + inverted)
+        yield bars, gradio.update(value=seen.squeeze(), label=caption + inverted)
 
     with gradio.Blocks(
         title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
@@ -77,7 +81,8 @@ def demo_page(network: Network, variables: Any, title: str = "resnet_flax") -> g
             seen = gradio.Image(label=caption, format="png", interactive=False, buttons=[])
         # Gradio's own would decode the file: other pixels, and bad ones without a reason.
         picture.preprocess = lambda payload: payload and payload.path
-        picture.change(show, picture, [bars, seen], api_name="predict")
+        changes = [picture.upload, picture.clear]  # `picture.change` comes twice
+        gradio.on(changes, show, picture, [bars, seen], api_name="predict")
     return page
 
 
@@ -94,7 +99,7 @@ def serve(page: gradio.Blocks, port: int = 0, *, in_browser: bool = False) -> No
     """
     try:
         listener = socket.create_server((HOST, port))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(f"port {port} cannot be used ({reason(error)}): choose another") from error
     # `page.launch` would first ask a proxy for it, where one is set, and obey Gradio's variables.
     app = gradio.mount_gradio_app(
