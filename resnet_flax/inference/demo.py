@@ -75,10 +75,16 @@ def demo_page(network: Network, variables: Any, title: str = "resnet_flax") -> g
         gradio.Markdown(f"{len(network.classes)} classes: drop a picture, PNG or JPEG.")
         with gradio.Row():
             picture = gradio.Image(
-                type="filepath", label="Picture", sources=["upload", "clipboard"], buttons=[]
+                type="filepath",
+                label="Picture",
+                sources=["upload", "clipboard"],
+                buttons=[],
+                height=SEEN_SIDE,
             )
             bars = gradio.Label(label="Likeliest classes", num_top_classes=BARS)
-            seen = gradio.Image(label=caption, format="png", interactive=False, buttons=[])
+            seen = gradio.Image(
+                label=caption, format="png", interactive=False, buttons=[], height=SEEN_SIDE
+            )
         # Gradio's own would decode the file: other pixels, and bad ones without a reason.
         picture.preprocess = lambda payload: payload and payload.path
         changes = [picture.upload, picture.clear]  # `picture.change` comes twice

@@ -134,7 +134,9 @@ def test_in_a_browser(tmp_path):
         assert page.locator("img").last.evaluate("image => image.naturalWidth") == 448
         page.screenshot(path=tmp_path / "good-page.png")
         picture.set_input_files(tmp_path / "cut.png")
-        expect(page.get_by_text("cannot read cut.png (image file is truncated)")).to_have_count(1)
+        reason = page.get_by_text("cannot read cut.png (image file is truncated)")
+        expect(reason).to_have_count(1)
+        expect(reason).to_be_in_viewport()
         expect(page.get_by_text("Traceback")).to_have_count(0)
         page.screenshot(path=tmp_path / "bad-page.png")
         expect(bars).to_have_count(0)
