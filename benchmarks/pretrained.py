@@ -107,7 +107,9 @@ def served_by_transformers(
     for kind, fields in TRANSFORMERS.items():
 
         def make(kind: str = kind, fields: dict[str, Any] = fields) -> Served:
-            net = randomised(ResNetForImageClassification(ResNetConfig(**fields, num_labels=1000)))
+            net: Any = randomised(
+                ResNetForImageClassification(ResNetConfig(**fields, num_labels=1000))
+            )
             place = folder / kind.replace(", ", "-").replace(" ", "-")
             net.save_pretrained(place)
             size = {"shortest_edge": 224}

@@ -1,10 +1,13 @@
 """The documentation's snippets are run, its table of eases is counted, and its pages are there."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.foreign import import_timm
 from tests.support.snippets import ROOT, run_page, same, snippets
@@ -18,14 +21,40 @@ def name(page: Path) -> str:
     return page.name
 
 
+@pytest.fixture
+def given(request, torchvision_checkpoint):
+    """What a page asks the reader to have, in the current folder."""
+    page = request.getfixturevalue("page")
+    if page.name == "pretrained.md":
+        give_pretrained(request.getfixturevalue("hub"))
+
+
+def give_pretrained(hub):
+    """A repository in timm's form, of random weights; a photo, and a folder of pictures."""
+    told = {"interpolation": "bicubic", "crop_pct": 0.95, "input_size": [3, 224, 224]}
+    config = {"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": told}
+    repository = Path("repository")
+    repository.mkdir()
+    (repository / "config.json").write_text(json.dumps(config))
+    Path("checkpoint.safetensors").rename(repository / "model.safetensors")
+    hub.serve("timm/resnet18.a1_in1k", repository)
+    random = np.random.default_rng(0)
+    photo = Image.fromarray(random.integers(0, 256, (120, 90, 3), np.uint8))
+    photo.save("photo.jpg")
+    for folder in (Path("pets", kind) for kind in ("cats", "dogs")):
+        folder.mkdir(parents=True)
+        for number in range(8):
+            photo.rotate(number).save(folder / f"{number}.jpg")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_the_snippets_of_a_page(page, torchvision_checkpoint, fashion_mnist):
+def test_the_snippets_of_a_page(page, given, fashion_mnist):
     run_page(page)
 
 
 @pytest.mark.foreign
 @pytest.mark.parametrize("page", FOREIGN_PAGES, ids=name)
-def test_the_snippets_with_other_peoples_networks(page, torchvision_checkpoint):
+def test_the_snippets_with_other_peoples_networks(page, given):
     import_timm()
     run_page(page, foreign=True)
 

@@ -1,7 +1,8 @@
-"""The same six tasks in four libraries: lines of code, and whether they run.
+"""The same tasks in several libraries: lines of code, and whether they run.
 
-``python -m benchmarks.ease`` makes the table of ``docs/comparison.md``. A library that this
-interpreter lacks runs with another: ``--python keras_hub=PATH flaxmodels=PATH``.
+``python -m benchmarks.ease`` makes the two tables of ``docs/comparison.md``: six tasks in four
+libraries, and three with pretrained weights, fetched by name from a hub on loopback, in two. A
+library that this interpreter lacks runs with another: ``--python keras_hub=PATH flaxmodels=PATH``.
 
 A line is a line of code as ``ruff format`` lays it out, imports included; comments, blank lines and
 the checks do not count. Statements, in brackets, depend on no layout.
@@ -9,23 +10,28 @@ the checks do not count. Statements, in brackets, depend on no layout.
 
 import argparse
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.tables import Table, output_flag
+from tests.support.hub_server import HubServer, hub_server
 from tests.support.torch_reference import TorchvisionResNet, randomise_norms
 
 HERE = Path(__file__).parent
 LIBRARIES = ("resnet_flax", "timm", "keras_hub", "flaxmodels")
+PRETRAINED = ("resnet_flax_pretrained", "timm_pretrained")
 SECTIONS = re.compile(r"^# --- Task (\d): ([^\n]*)\.\n(.*?)^# --- Check\.$", re.M | re.S)
 
 
@@ -38,7 +44,7 @@ class Task(NamedTuple):
 
 
 def count(library: str) -> list[Task]:
-    """Lines and statements of the six tasks' code."""
+    """Lines and statements of the tasks' code."""
     tasks = []
     for number, name, code in SECTIONS.findall((HERE / f"{library}_tasks.py").read_text()):
         lines = [line for line in code.splitlines() if line and not line.startswith("#")]
@@ -47,10 +53,10 @@ def count(library: str) -> list[Task]:
     return tasks
 
 
-def count_all() -> Table:
+def count_all(libraries: Sequence[str] = LIBRARIES) -> Table:
     """The table of lines and, in brackets, statements."""
-    tasks = {library: count(library) for library in LIBRARIES}
-    table = Table("task", *LIBRARIES)
+    tasks = {library: count(library) for library in libraries}
+    table = Table("task", *(library.removesuffix("_pretrained") for library in libraries))
     for row in zip(*tasks.values(), strict=True):
         table.add(row[0].name, *(f"{task.lines} ({task.statements})" for task in row))
     sums = [
@@ -80,20 +86,51 @@ def make_given(folder: Path) -> None:
     np.savez(folder / "expected.npz", **expected)  # type: ignore[arg-type]
 
 
+def make_pretrained(folder: Path, hub: HubServer) -> None:
+    """Networks of random weights on the hub, a photo, pictures, and what PyTorch makes of it."""
+    torch.manual_seed(0)
+    trained = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.95}
+    for name, sizes in {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}.items():
+        network = TorchvisionResNet(sizes, 3, 1000, bottleneck=name == "resnet50")
+        randomise_norms(network).eval()
+        served = folder / f"{name}.a1_in1k"
+        served.mkdir()
+        config = {"architecture": name, "num_classes": 1000, "pretrained_cfg": trained}
+        (served / "config.json").write_text(json.dumps(config))
+        save_file(network.state_dict(), served / "model.safetensors")
+        hub.serve(f"timm/{name}.a1_in1k", served)
+
+    # Its shorter side is what the networks' images are resized to: only a crop is left.
+    pixels = np.random.default_rng(0).integers(0, 256, (235, 235, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    seen = torch.from_numpy(pixels[6:230, 6:230] / np.float32(255))
+    seen = (seen - torch.tensor((0.485, 0.456, 0.406))) / torch.tensor((0.229, 0.224, 0.225))
+    with torch.no_grad():
+        shares = network(seen.permute(2, 0, 1)[None]).softmax(-1)[0].topk(3).values
+        network.fc = torch.nn.Identity()
+        features = network(seen.permute(2, 0, 1)[None])
+    np.savez(folder / "expected.npz", shares=shares.numpy(), features=features.numpy())
+    for kind in ("cats", "dogs"):
+        (folder / "pictures" / kind).mkdir(parents=True)
+        for number in range(5):
+            picture = Image.fromarray(np.roll(pixels, number, axis=0)[:, :200])
+            picture.save(folder / "pictures" / kind / f"{number}.png")
+
+
 def run(library: str, python: str, folder: Path) -> str:
     """Runs a library's script; returns which tasks it did, or why it stopped."""
     command = [python, "-m", f"benchmarks.ease.{library}_tasks", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     passed = re.findall(r"^(\d) ok$", done.stdout, re.M)
-    if done.returncode == 0 and len(passed) == 6:
+    if done.returncode == 0 and len(passed) == len(count(library)):
         return "all run"
     reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
     return f"{len(passed)} run; then {reason}"
 
 
 def main() -> None:
-    """Prints the table and keeps it, and prints how each script fared."""
+    """Prints the tables and keeps them, and prints how each script fared."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--python", nargs="*", default=[], metavar="LIBRARY=PATH")
     output_flag(parser, "ease")
@@ -102,10 +139,17 @@ def main() -> None:
 
     count_all().keep(options.output)
     print()
+    count_all(PRETRAINED).keep(options.output.with_name(f"{options.output.stem}_pretrained.json"))
+    print()
     with tempfile.TemporaryDirectory() as folder:
         make_given(Path(folder))
         for library in LIBRARIES:
             python = pythons.get(library, sys.executable)
+            print(f"{library}: {run(library, python, Path(folder))}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, hub_server(Path(folder) / "caches") as hub:
+        make_pretrained(Path(folder), hub)
+        for library in PRETRAINED:
+            python = pythons.get(library.removesuffix("_pretrained"), sys.executable)
             print(f"{library}: {run(library, python, Path(folder))}", flush=True)
 
 

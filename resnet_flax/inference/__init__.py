@@ -2,6 +2,7 @@
 
 from resnet_flax.inference.evaluate import evaluate, load_test_set, read_weights
 from resnet_flax.inference.export import export, export_onnx, export_stablehlo
+from resnet_flax.inference.hand_back import hand_back, push
 from resnet_flax.inference.predict import Prediction, classify, compute_logits, predict, read_images
 from resnet_flax.inference.pretrained import (
     Network,
@@ -23,8 +24,10 @@ __all__ = [
     "export_onnx",
     "export_stablehlo",
     "from_pretrained",
+    "hand_back",
     "load_test_set",
     "predict",
+    "push",
     "read_images",
     "read_network",
     "read_pretrained",

@@ -9,6 +9,8 @@ the network before it is kept.
   ``jax.export.deserialize(bytearray(content)).call(images)``.
 * ``model.onnx`` is for ONNX Runtime and other engines, in float32; writing it needs the extra
   ``onnx``.
+
+``huggingface`` is a folder for timm and transformers, as `resnet_flax.inference.hand_back` has it.
 """
 
 import os
@@ -23,6 +25,7 @@ import numpy as np
 from jax import export as jax_export
 
 from resnet_flax.errors import InputError
+from resnet_flax.inference.hand_back import hand_back
 from resnet_flax.inference.hub import is_name
 from resnet_flax.inference.pretrained import Network, read_pretrained
 from resnet_flax.machine.files import whole_file
@@ -36,19 +39,26 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 def export(
     where: str | os.PathLike[str], to: str, output: str | os.PathLike[str] | None = None
 ) -> tuple[Path, Network]:
-    """Writes the network of a folder or a name into a file, and returns both.
+    """Writes the network of a folder or a name into a file or folder, and returns both.
 
-    The file is by default ``model.stablehlo`` or ``model.onnx`` in the folder, or here if the
-    network came by name.
+    That is by default ``model.stablehlo``, ``model.onnx`` or ``huggingface`` in the folder, or here
+    if the network came by name.
 
     Raises:
         InputError: when the network cannot be read, or the file not be written.
     """
-    if to not in FORMATS:
-        raise InputError(f"unknown format {to!r}: choose from {', '.join(FORMATS)}")
+    if to not in CHOICES:
+        raise InputError(f"unknown format {to!r}: choose from {', '.join(CHOICES)}")
     network, variables = read_pretrained(where)
+    home = Path("" if is_name(where) else where)
+    if to == HUGGINGFACE:
+        path = Path(output or home / HUGGINGFACE)
+        if path.resolve() == home.resolve():
+            raise InputError(f"cannot write {path}: the network is read from it: name a new folder")
+        hand_back(network, variables, path)
+        return path, network
     content = FORMATS[to](network, variables)
-    path = Path(output or Path("" if is_name(where) else where) / f"model.{to}")
+    path = Path(output or home / f"model.{to}")
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content)
     return path, network
@@ -85,6 +95,8 @@ def export_onnx(network: Network, variables: Any) -> bytes:
 
 
 FORMATS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
+HUGGINGFACE = "huggingface"
+CHOICES = (*FORMATS, HUGGINGFACE)
 
 
 def check(network: Network, variables: Any, run: Callable[[np.ndarray], np.ndarray]) -> None:

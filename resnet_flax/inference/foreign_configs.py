@@ -22,6 +22,8 @@ IMAGENET = "imagenet2012"  # TFDS' name
 MEAN, STD = IMAGENET_NORMALIZATION
 UNKNOWN = "unknown"  # data set
 MOST_CLASSES = 100_000
+# Those with a small stem are of this package alone.
+TIMM = [name for name, fields in ARCHITECTURES.items() if fields.get("stem") != "small"]
 
 
 def foreign(config: Mapping[str, Any]) -> bool:
@@ -63,8 +65,8 @@ def imagenet_classes() -> list[str]:
 
 def _timm_network(config: Mapping[str, Any]) -> dict[str, Any]:
     architecture = config["architecture"]
-    if architecture not in ARCHITECTURES:
-        supported = ", ".join(ARCHITECTURES)
+    if architecture not in TIMM:
+        supported = ", ".join(TIMM)
         raise ValueError(
             f"timm's {architecture!r:.100} is not supported: of timm's are {supported}"
         )

@@ -13,6 +13,7 @@ import os
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
@@ -20,6 +21,7 @@ from resnet_flax.errors import InputError, reason
 
 logger = logging.getLogger(__name__)
 
+LOGIN = "by `hf auth login` or HF_TOKEN"
 TIMEOUT = 10  # seconds for a server's first answer
 TORCHVISION_SERVER = "https://download.pytorch.org/models"
 
@@ -197,6 +199,39 @@ def torchvision_weights(name: str) -> Path:
     return path
 
 
+def upload(folder: Path, names: Collection[str], repository: str, private: bool) -> str:
+    """Uploads a folder's files of these names to the Hugging Face hub; returns their address.
+
+    The repository, ``OWNER/NAME``, is made if there is none. The token is ``huggingface_hub``'s.
+
+    Raises:
+        InputError: when it cannot be done.
+    """
+    from huggingface_hub import HfApi, constants, errors
+
+    api = HfApi()
+    try:
+        made = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            allow_patterns=[*names],
+            commit_message="A network from resnet_flax",
+        )
+    except Exception as error:  # of many kinds, as in `fetch`
+        refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        if refused or isinstance(error, errors.LocalTokenNotFoundError):
+            why = f"it needs a token that may write there, {LOGIN}"
+        elif isinstance(error, errors.OfflineModeIsEnabled):
+            why = "HF_HUB_OFFLINE keeps it from that: unset it"
+        else:
+            why = _first_sentence(error)
+        raise InputError(
+            f"cannot upload to {repository!r:.200} at {constants.ENDPOINT}: {why}"
+        ) from error
+    return str(made)
+
+
 def _fetch_shards(name: str, index: Path) -> list[Path]:
     try:
         shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
@@ -234,14 +269,13 @@ def _failure(name: str, filename: str, error: Exception) -> str:
 
     repository, _, revision = name.partition("@")
     hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
-    login = "by `hf auth login` or HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
         page = f"{hub}/{repository}"
-        return f"{repository} is gated: ask for access at {page}, then give a token {login}"
+        return f"{repository} is gated: ask for access at {page}, then give a token {LOGIN}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"{repository} is neither a folder here nor a repository of models at {hub} "
-            f"(a private one needs a token, {login})"
+            f"(a private one needs a token, {LOGIN})"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repository} at {hub} has no branch, tag or commit {revision or 'main'}"
@@ -251,14 +285,18 @@ def _failure(name: str, filename: str, error: Exception) -> str:
             "it from being fetched: unset it once"
         )
     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-        return f"{hub} refuses access to {repository}: give a token that may read it, {login}"
+        return f"{hub} refuses access to {repository}: give a token that may read it, {LOGIN}"
     if isinstance(error, OSError) and error.errno:
         return (
             f"cannot keep {filename} of {name} in {cache}: {reason(error)}: make room, or set "
             "HF_HOME to another place"
         )
-    why = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
     return (
         f"{name} is no folder here, and its {filename} cannot be fetched from {hub}: "
-        f"{why.rstrip('.'):.200}: check the network, and HF_ENDPOINT if it is set"
+        f"{_first_sentence(error)}: check the network, and HF_ENDPOINT if it is set"
     )
+
+
+def _first_sentence(error: Exception) -> str:
+    why = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
+    return f"{why.rstrip('.'):.200}"

@@ -17,6 +17,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from resnet_flax.errors import InputError
+from resnet_flax.nn.fields import Module
 from resnet_flax.nn.layers import BatchNorm, Conv
 from resnet_flax.nn.ops.pooling import average_pool
 
@@ -30,7 +31,7 @@ def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
     return norm(conv(x), train)
 
 
-class DeepStem(nn.Module):
+class DeepStem(Module):
     """Three 3x3 convolutions in the place of the 7x7 (He et al., 2018), the first of stride 2.
 
     Those but the last have half the channels, and a BN and a ReLU of their own. The layers have
@@ -51,7 +52,7 @@ class DeepStem(nn.Module):
         return self.conv(self.channels, 3, 1, 1, name="6")(x)
 
 
-class Shortcut(nn.Module):
+class Shortcut(Module):
     """The 1x1 convolution that fits a block's input to its output, with or without a BN.
 
     An average pooling in the place of its stride has the number 0, as in timm's ``Sequential``.
@@ -77,7 +78,7 @@ class Shortcut(nn.Module):
         return normalized(conv, self.norm(name=f"{number + 1}"), x, train)
 
 
-class Block(nn.Module):
+class Block(Module):
     """What `Residual` and `Bottleneck` share: their fields, and how branch and shortcut join.
 
     Attributes:
@@ -257,7 +258,7 @@ class Bottleneck(Block):
         return nn.relu(self.add(self.shortcut(x, train), y, train))
 
 
-class Stage(nn.Module):
+class Stage(Module):
     """D2L's ``resnet_block``: ``num_residuals`` blocks; the first may halve height and width.
 
     Attributes:

@@ -15,15 +15,30 @@ from jax import lax
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
+from resnet_flax.nn.fields import Module
 from resnet_flax.nn.ops.convolution import convolve
-from resnet_flax.nn.ops.normalization import add_bias, batch_normalize
+from resnet_flax.nn.ops.normalization import (
+    add_bias,
+    at_least_float32,
+    batch_normalize,
+    per_channel,
+)
 
-# D2L's `train_ch6` draws every convolution and dense kernel from Xavier's uniform distribution.
-xavier_uniform: Initializer = initializers.xavier_uniform()
-# torchvision draws convolutions from He's normal distribution over fan-out, and ...
-kaiming_normal: Initializer = initializers.variance_scaling(2.0, "fan_out", "normal")
-# ... leaves its dense layer at PyTorch's default, uniform in +-1/sqrt(fan_in).
-pytorch_uniform: Initializer = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# Initialisers are functions of a module, so that a network that holds them can be pickled.
+def xavier_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Xavier's: D2L's `train_ch6` draws every convolution and dense kernel from it."""
+    return initializers.xavier_uniform()(key, shape, dtype)
+
+
+def kaiming_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """He's normal distribution over fan-out: torchvision draws convolutions from it, and ..."""
+    return initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, dtype)
+
+
+def pytorch_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """... leaves its dense layer at PyTorch's default, uniform in +-1/sqrt(fan_in)."""
+    return initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 
 
 def uniform_bias(fan_in: int) -> Initializer:
@@ -36,7 +51,7 @@ def uniform_bias(fan_in: int) -> Initializer:
     return init
 
 
-class Conv(nn.Module):
+class Conv(Module):
     """2-D convolution as ``torch.nn.Conv2d``: a square kernel, explicit symmetric padding.
 
     Flax's ``padding="SAME"`` pads only the bottom and right edges at stride 2; PyTorch's integer
@@ -97,7 +112,7 @@ class Conv(nn.Module):
         return y
 
 
-class Dense(nn.Module):
+class Dense(Module):
     """Dense layer as ``torch.nn.Linear``; the kernel is (in, features), PyTorch's transposed.
 
     Attributes:
@@ -118,10 +133,11 @@ class Dense(nn.Module):
         inputs = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (inputs, self.features), self.param_dtype)
         bias = self.param("bias", uniform_bias(inputs), (self.features,), self.param_dtype)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return y + per_channel(bias.astype(self.dtype), y)
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Module):
     """Batch normalisation over N, H and W as ``torch.nn.BatchNorm2d`` (Ioffe & Szegedy, 2015).
 
     In training the batch is normalised by its own mean and *biased* variance, while the running
@@ -183,8 +199,9 @@ class BatchNorm(nn.Module):
                 running_var.value = (1 - rate) * running_var.value + rate * unbiased_var
         else:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            y = (wide - running_mean.value) * factor + bias
+            wide = x.astype(at_least_float32(x.dtype))
+            centred = wide - per_channel(running_mean.value, x)
+            y = centred * per_channel(factor, x) + per_channel(bias, x)
         return y.astype(self.dtype)
 
 

@@ -204,7 +204,8 @@ def _erase(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
     def span(key: jax.Array, side: int, length: jax.Array) -> jax.Array:
         length = jnp.clip(jnp.round(length), 1, side)
         start = jnp.floor(jax.random.uniform(key, (count, 1)) * (side - length + 1))
-        return (start <= jnp.arange(side)) & (jnp.arange(side) < start + length)
+        pixels = jnp.arange(side, dtype=start.dtype)[None]
+        return (start <= pixels) & (pixels < start + length)
 
     rows = span(keys[2], height, jnp.sqrt(area * ratio))
     columns = span(keys[3], width, jnp.sqrt(area / ratio))

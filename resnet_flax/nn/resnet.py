@@ -9,6 +9,7 @@ Sources: D2L, section "Residual Networks (ResNet)"; He et al., 2015 (arXiv:1512.
 """
 
 import dataclasses
+import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from resnet_flax.nn.blocks import (
     Stage,
     normalized,
 )
+from resnet_flax.nn.fields import Module, require
 from resnet_flax.nn.layers import (
     BatchNorm,
     Conv,
@@ -41,6 +43,7 @@ from resnet_flax.nn.layers import (
     pytorch_uniform,
     xavier_uniform,
 )
+from resnet_flax.nn.ops.normalization import at_least_float32
 from resnet_flax.nn.ops.pooling import max_pool, max_pool_rectified
 from resnet_flax.nn.preprocessing import check_shape
 
@@ -69,7 +72,7 @@ def _field(default: Any, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class ResNet(nn.Module):
+class ResNet(Module):
     """A residual network: stem, stages of 64, 128, 256, ... channels, global pooling, dense layer.
 
     Call it as ``model.apply(variables, images, train=True, mutable=["batch_stats"])``. Fields that
@@ -103,7 +106,7 @@ class ResNet(nn.Module):
 
     stage_sizes: Sequence[int]
     block: type[Block] = _field(Residual, choices=BLOCKS)
-    num_classes: int = _field(10, saved=False)
+    num_classes: int = _field(10, saved=False, low=0)
     use_bias: bool = True
     norm_shortcut: bool = False
     stem: str = _field("imagenet", choices={name: name for name in STEMS})
@@ -120,24 +123,29 @@ class ResNet(nn.Module):
     stochastic_depth_rate: float = _field(0.0, low=0.0, high=1.0)
     conv_init: Initializer = _field(xavier_uniform, saved=False)
     dense_init: Initializer = _field(xavier_uniform, saved=False)
-    frozen_stages: int = _field(0, saved=False)
+    frozen_stages: int = _field(0, saved=False, low=0)
     momentum: float = _field(0.1, low=0.0, high=1.0)
     epsilon: float = _field(1e-5, low=0.0, high=1.0)
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = _field(jnp.float32, saved=False)
 
     def __post_init__(self) -> None:
-        self.stage_sizes = _stage_sizes(self.stage_sizes)
-        for field in dataclasses.fields(type(self)):
-            _check_field(field, getattr(self, field.name))
-        self.replace_stride_with_dilation = _replacements(
-            self.replace_stride_with_dilation, len(self.stage_sizes) - 1, self.block
-        )
+        super().__post_init__()
+        sizes, replaced = self.stage_sizes, self.replace_stride_with_dilation
+        fine = 1 <= len(sizes) <= MOST_STAGES and min(sizes) >= 1 and sum(sizes) <= MOST_BLOCKS
+        require(fine, "stage_sizes", sizes)
+        for field in dataclasses.fields(self):
+            if "low" in field.metadata:
+                value, limits = getattr(self, field.name), field.metadata
+                require(limits["low"] <= value <= limits.get("high", math.inf), field.name, value)
+        require(self.stem in STEMS, "stem", self.stem)
+        fine = len(replaced) in (0, len(sizes) - 1)
+        fine = fine and not (self.block is Residual and any(replaced))  # PyTorch's has none either
+        require(fine, "replace_stride_with_dilation", replaced)
         # The block says what it has not.
         self.block(
             self.channels, groups=self.groups, width_per_group=self.width_per_group, parent=None
         )
-        super().__post_init__()
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
@@ -237,10 +245,10 @@ class ResNet(nn.Module):
         if self.preactivation:
             x = nn.relu(norm(name="norm")(x, train))
         # Pooling in float32: bfloat16 sums over a whole feature map lose digits.
-        x = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = x.mean((1, 2), dtype=at_least_float32(x.dtype))
         if self.num_classes:
             x = Dense(self.num_classes, self.dense_init, **dtypes, name="fc")(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(at_least_float32(x.dtype))
 
     def block_rates(self) -> tuple[float, ...]:
         """Each block's stochastic depth rate, linear in its place (Huang et al., 2016, eq. 4)."""
@@ -375,10 +383,10 @@ def model_from_description(description: Mapping[str, Any], num_classes: int) -> 
             continue
         choices = {dtype: dtype for dtype in DTYPES} if name == "dtype" else None
         if choices := field.metadata.get("choices", choices):
-            _require(isinstance(value, str) and value in choices, name, value)
+            require(isinstance(value, str) and value in choices, name, value)
             value = choices[value]
         elif type(value) is not list:  # of NumPy's numbers and the like a file has none
-            _require(type(value) in (bool, int, float), name, value)
+            require(type(value) in (bool, int, float), name, value)
         fields[name] = value
     return ResNet(**fields, num_classes=num_classes)
 
@@ -386,38 +394,3 @@ def model_from_description(description: Mapping[str, Any], num_classes: int) -> 
 def _saved_fields() -> list[dataclasses.Field[Any]]:
     own = (field for field in dataclasses.fields(ResNet) if field.name not in ("parent", "name"))
     return [field for field in own if field.metadata.get("saved", True)]
-
-
-def _stage_sizes(sizes: Any) -> tuple[int, ...]:
-    counts = tuple(sizes) if isinstance(sizes, Sequence) else ()
-    whole = all(isinstance(n, int | np.integer) and type(n) is not bool and n >= 1 for n in counts)
-    _require(whole and 1 <= len(counts) <= MOST_STAGES, "stage_sizes", sizes)
-    _require(sum(counts) <= MOST_BLOCKS, "stage_sizes", sizes)
-    return tuple(map(int, counts))
-
-
-def _replacements(given: Any, stages: int, block: Any) -> tuple[bool, ...]:
-    flags = tuple(given) if isinstance(given, Sequence) else (None,)
-    fine = all(isinstance(flag, bool | np.bool_) for flag in flags) and len(flags) in (0, stages)
-    fine = fine and not (block is Residual and any(flags))  # PyTorch's has none either
-    _require(fine, "replace_stride_with_dilation", given)
-    return tuple(map(bool, flags))
-
-
-def _check_field(field: dataclasses.Field[Any], value: Any) -> None:
-    default, limits = field.default, field.metadata
-    fine = True
-    if isinstance(default, bool):
-        fine = isinstance(value, bool | np.bool_)
-    elif "low" in limits:
-        kinds = int | np.integer if isinstance(default, int) else int | float | np.number
-        fine = isinstance(value, kinds) and type(value) is not bool
-        fine = fine and bool(limits["low"] <= value <= limits["high"])
-    elif field.name == "stem":
-        fine = isinstance(value, str) and value in STEMS
-    _require(fine, field.name, value)
-
-
-def _require(fine: bool, name: str, value: Any) -> None:
-    if not fine:
-        raise InputError(f"{name} cannot be {value!r:.100}")

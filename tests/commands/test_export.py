@@ -11,9 +11,12 @@ import onnx
 import onnxruntime
 import pytest
 
+from resnet_flax import ARCHITECTURES, build_model
 from resnet_flax.commands import export
 from resnet_flax.commands.command_line import run_command
 from resnet_flax.nn.preprocessing import mirrored_logits
+from tests.support.finished_run import new_network, write_pretrained
+from tests.support.hub_server import WRITER
 
 
 def random_input():
@@ -95,3 +98,37 @@ def test_bad_input_is_one_line(shared_run, program, tmp_path):
     code, said, error = program(folder, "--to", "onnx", "--output", tmp_path / "no" / "file")
     assert (code, said) == (2, "")
     assert f"cannot write {tmp_path / 'no' / 'file'}: No such file or directory" in error
+
+
+def test_a_folder_for_timm_and_transformers(program, tmp_path, hub, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "tiny", {"stage_sizes": (1, 1), "channels": 4})
+    write_pretrained(tmp_path, new_network(build_model("tiny", "torchvision"), fit="crop"))
+    code, said, error = program(tmp_path, "--to", "huggingface")
+    folder = tmp_path / "huggingface"
+    assert code == 0
+    assert said == f"{folder}: 10 classes, for timm, transformers and resnet_flax\n"
+    assert error.startswith("timm's form cannot say: here pictures that are no square")
+    assert "architecture" in (folder / "config.json").read_text()
+    code, said, error = program(tmp_path, "--to", "huggingface", "--push", "me/mine")
+    assert (code, said.count("\n")) == (2, 1)  # the folder stays
+    assert "export.py: error: cannot upload to 'me/mine'" in error
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    code, said, _ = program(tmp_path, "--to", "huggingface", "--push", "me/mine", "--private")
+    assert (code, said.splitlines()[1]) == (0, f"{hub.endpoint}/me/mine")
+
+
+def test_what_timm_has_not_is_one_line(shared_run, program):
+    code, said, error = program(shared_run.folder, "--to", "huggingface")
+    assert (code, said, error.count("\n")) == (2, "", 1)
+    assert "timm and transformers have no such network: stage_sizes [1, 1], use_bias True" in error
+    assert "(--flavour torchvision)" in error
+    assert not (shared_run.folder / "huggingface").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [("--to", "onnx", "--push", "a/b"), ("--to", "onnx", "--private")]
+)
+def test_flags_that_do_not_go_together(program, flags, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        program("network", *flags)
+    assert f"{flags[2]} needs --" in capsys.readouterr().err

@@ -2,12 +2,14 @@
 
 What the fake does not do, or does in a simpler way: it speaks HTTP/1.0, one connection a request,
 without TLS; it knows no Xet (the real hub offers it for large files, and ``hf_xet`` then fetches
-and checks them), no upload, no list of a repository's folders, no rate limits. A file is large (in
+and checks them), no list of a repository's folders, no rate limits. What is uploaded comes in the
+commit itself, as only small files do there, and replaces the whole revision. A file is large (in
 Git LFS, redirected to the CDN) by its ending. The CDN is this server under another name of this
 machine, its addresses are not signed and never expire. Commits have no parents, a revision is
 whatever `serve` was told.
 """
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -25,13 +27,15 @@ import pytest
 from resnet_flax.inference import hub as client
 
 LARGE = {".safetensors", ".bin", ".pth", ".h5"}
-READER, STRANGER = "hf_reader", "hf_stranger"  # tokens: may read what is gated, or not
+# Tokens: may read what is gated, or not, or may write.
+READER, STRANGER, WRITER = "hf_reader", "hf_stranger", "hf_writer"
 
 
 @dataclasses.dataclass
 class _Repository:
     kind: str
     gated: bool
+    private: bool = False  # as it was made; nobody is kept out
     revisions: dict[str, str] = dataclasses.field(default_factory=dict)  # name -> commit
     commits: dict[str, Path] = dataclasses.field(default_factory=dict)  # commit -> folder
 
@@ -46,7 +50,8 @@ class HubServer:
         damaged: names of files of which one bit is wrong.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, uploads: Path) -> None:
+        self.uploads = uploads
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.cuts: dict[str, list[int]] = {}
         self.damaged: set[str] = set()
@@ -131,6 +136,56 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815 (as http.server calls it)
 
+    def do_POST(self) -> None:
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.requests.append(
+            (self.command, path, {k.lower(): v for k, v in self.headers.items()})
+        )
+        if self.hub.status:
+            return self._answer(self.hub.status)
+        if path == "/api/validate-yaml":
+            return self._tell({"errors": [], "warnings": []})
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token != WRITER:
+            return self._refuse(403 if token else 401, "", "You have no right to write")
+        if path == "/api/repos/create":
+            return self._create(json.loads(content))
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/(.+)", path)
+        if match is None or match[1] not in self.hub._repositories:
+            return self._refuse(404, "RepoNotFound", "Repository not found")
+        if match[2] == "commit":
+            return self._commit_upload(match[1], match[3], content)
+        told = {"uploadMode": "regular", "shouldIgnore": False}
+        return self._tell(
+            {"files": [told | {"path": file["path"]} for file in json.loads(content)["files"]]}
+        )
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        url = {"url": f"{self.hub.endpoint}/{name}"}
+        if name in self.hub._repositories:
+            return self._tell(url | {"error": "You already created this repo"}, 409)
+        private = asked.get("private") or asked.get("visibility") == "private"
+        self.hub._repositories[name] = _Repository("model", gated=False, private=bool(private))
+        return self._tell(url)
+
+    def _commit_upload(self, name: str, revision: str, content: bytes) -> None:
+        folder = self.hub.uploads / str(len(self.hub.requests))
+        for line in map(json.loads, content.splitlines()):
+            if line["key"] == "file":
+                path = folder / line["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(line["value"]["content"]))
+        commit = self.hub.serve(name, folder, revision=revision)
+        url = f"{self.hub.endpoint}/{name}/commit/{commit}"
+        return self._tell({"commitUrl": url, "commitOid": commit})
+
+    def _tell(self, content: dict[str, Any], status: int = 200) -> None:
+        return self._answer(
+            status, {"Content-Type": "application/json"}, json.dumps(content).encode()
+        )
+
     def _resolve(self, kind: str | None, name: str, revision: str, filename: str) -> None:
         if new := self.hub._renamed.get(name):
             return self._answer(307, {"Location": self.path.replace(name, new, 1)})
@@ -164,13 +219,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "tags": [],
             "siblings": [{"rfilename": str(path.relative_to(folder))} for path in files],
         }
-        return self._answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
+        return self._tell(content)
 
     def _commit(self, kind: str, name: str, revision: str, *, gate: bool) -> str | None:
         """The commit that is asked for; None when the request has been refused."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         repository = self.hub._repositories.get(name)
-        if token not in ("", READER, STRANGER):
+        if token not in ("", READER, STRANGER, WRITER):
             self._refuse(401, "", "Invalid credentials in Authorization header")
         elif repository is None or repository.kind != kind:
             # Whoever is not known is not told which private repositories there are.
@@ -212,7 +267,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for key, value in ({"Content-Length": str(len(content))} | (headers or {})).items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
@@ -234,7 +289,7 @@ def hub_server(cache: Path) -> Iterator[HubServer]:
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 
-    hub = HubServer()
+    hub = HubServer(cache / "uploads")
     home = cache / "huggingface"
     environment = {
         "HF_ENDPOINT": hub.endpoint,

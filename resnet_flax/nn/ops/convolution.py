@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 import resnet_flax.nn.ops.winograd as winograd
+from resnet_flax.nn.ops.derivatives import Arrays, linear, vary_alike
 from resnet_flax.nn.ops.platform import choose
 
 # Winograd's transforms pay when each value they make is used often enough: that of a pixel by this
@@ -24,7 +25,6 @@ WINOGRAD_CHANNELS = 64
 WINOGRAD_PIXELS = 4
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolve(
     x: Float[Array, "N H W C"],
     kernel: Float[Array, "k k inputs features"],
@@ -33,8 +33,6 @@ def convolve(
     dilation: int = 1,
 ) -> Float[Array, "N H2 W2 features"]:
     """Cross-correlates images with a square kernel.
-
-    It has its own reverse-mode derivative, and so no forward-mode one (`jax.jvp`).
 
     Args:
         x: (N, H, W, C).
@@ -46,31 +44,53 @@ def convolve(
     Returns:
         (N, H', W', features), H' = (H + 2 * padding - dilation * (k - 1) - 1) // strides + 1.
     """
-    return _forward(x, kernel, strides, padding, dilation)[0]
+    x, kernel = vary_alike(x, kernel)
+    return _convolve(x, kernel, strides, padding, dilation)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: int, padding: int, dilation: int
+) -> jax.Array:
+    return _forward(x, kernel, strides, padding, dilation)
+
+
+@_convolve.defjvp
+def _differentiate(
+    strides: int, padding: int, dilation: int, inputs: Arrays, tangents: Arrays
+) -> tuple[jax.Array, jax.Array]:
+    steps = strides, padding, dilation
+    tangent = linear(partial(_tangent, *steps), partial(_backward, *steps), inputs, tangents)
+    return _forward(*inputs, *steps), tangent
 
 
 # Compiled as functions of their own, each is traced once for all layers of the same shape.
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _forward(
     x: jax.Array, kernel: jax.Array, strides: int, padding: int, dilation: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> jax.Array:
     if _is_special(x, kernel, dilation):
-        y = _by_compiler(x, kernel, strides=strides, padding=padding, dilation=dilation)
-        return y, (x, kernel)
+        return _by_compiler(x, kernel, strides=strides, padding=padding, dilation=dilation)
     on_cpu = partial(_convolve_on_cpu, strides=strides, padding=padding)
     on_accelerator = partial(_convolve_on_accelerator, strides=strides, padding=padding)
-    return choose(x, kernel, cpu=on_cpu, accelerator=on_accelerator), (x, kernel)
+    return choose(x, kernel, cpu=on_cpu, accelerator=on_accelerator)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _tangent(
+    strides: int, padding: int, dilation: int, inputs: Arrays, tangents: Arrays
+) -> jax.Array:
+    steps = strides, padding, dilation
+    (x, kernel), (x_tangent, kernel_tangent) = inputs, tangents
+    return _forward(x_tangent, kernel, *steps) + _forward(x, kernel_tangent, *steps)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(
-    strides: int,
-    padding: int,
-    dilation: int,
-    inputs: tuple[jax.Array, jax.Array],
-    gradient: jax.Array,
+    strides: int, padding: int, dilation: int, inputs: Arrays, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    if _is_special(*inputs, dilation):
+    x, kernel = inputs
+    if _is_special(x, kernel, dilation):
         options: dict[str, Any] = {"strides": strides, "padding": padding, "dilation": dilation}
         by_taps = partial(_special_gradients, to_kernel=_by_taps, **options)
         by_compiler = partial(_special_gradients, to_kernel=_by_compiler, **options)
@@ -78,9 +98,6 @@ def _backward(
     on_cpu = partial(_gradients_on_cpu, strides=strides, padding=padding)
     on_accelerator = partial(_gradients_on_accelerator, strides=strides, padding=padding)
     return choose(*inputs, gradient, cpu=on_cpu, accelerator=on_accelerator)
-
-
-convolve.defvjp(_forward, _backward)
 
 
 def _by_compiler(

@@ -1,5 +1,6 @@
 """Max pooling, with a gradient that is quick, and average pooling."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -9,6 +10,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from resnet_flax.nn.ops.derivatives import Arrays, linear
+from resnet_flax.nn.ops.normalization import at_least_float32
 from resnet_flax.nn.ops.platform import barrier_on_cpu, choose
 
 
@@ -59,18 +62,18 @@ def average_pool(x: Float[Array, "N H W C"], window: int) -> Float[Array, "N H2 
     edges = [(0, count * window - side) for count, side in zip(counts, sides, strict=True)]
     padded = jnp.pad(x, [(0, 0), *edges, (0, 0)])
     squares = padded.reshape(samples, rows, window, columns, window, channels)
-    sums = squares.sum((2, 4), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    sums = squares.sum((2, 4), dtype=at_least_float32(x.dtype))
     tall, wide = (
         np.minimum(window, side - window * np.arange(count))
         for count, side in zip(counts, sides, strict=True)
     )
-    return (sums / (tall[:, None] * wide)[..., None]).astype(x.dtype)
+    return (sums / (tall[:, None] * wide)[None, ..., None].astype(sums.dtype)).astype(x.dtype)
 
 
 PLACES = [(row, column) for row in range(3) for column in range(3)]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_pool_of_the_stem(x: jax.Array, floor: float) -> jax.Array:
     """The stem's 3x3 pooling with a gradient of selections and shifts.
 
@@ -82,35 +85,57 @@ def _max_pool_of_the_stem(x: jax.Array, floor: float) -> jax.Array:
     return _max_pool_forward(x, floor)[0]
 
 
-def _max_pool_forward(x: jax.Array, floor: float) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+@_max_pool_of_the_stem.defjvp
+def _max_pool_differentiate(
+    floor: float, inputs: Arrays, tangents: Arrays
+) -> tuple[jax.Array, jax.Array]:
+    largest, winner = _max_pool_forward(*inputs, floor)
+    _, height, width, _ = inputs[0].shape
+    backward = partial(_max_pool_backward, height, width)
+    return largest, linear(_max_pool_tangent, backward, (winner,), tangents)
+
+
+def _places(x: jax.Array, padding: float) -> Iterator[jax.Array]:
+    """(N, H, W, C) as each of a window's nine places sees it, (N, H', W', C)."""
     samples, height, width, channels = x.shape
     rows, columns = (height + 1) // 2, (width + 1) // 2
     edges = [(0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0)]
-    padded = jnp.pad(x, edges, constant_values=-jnp.inf)
-    padded = barrier_on_cpu(padded)
+    padded = barrier_on_cpu(jnp.pad(x, edges, constant_values=padding))
     planes = padded.reshape(samples, rows + 1, 2, columns + 1, 2, channels)
-    largest = jnp.full((samples, rows, columns, channels), floor, x.dtype)
+    for i, j in PLACES:
+        yield planes[:, i // 2 : i // 2 + rows, i % 2, j // 2 : j // 2 + columns, j % 2]
+
+
+# Within one program, `jax_debug_infs` does not meet the padding.
+@partial(jax.jit, static_argnums=1)
+def _max_pool_forward(x: jax.Array, floor: float) -> tuple[jax.Array, jax.Array]:
+    samples, height, width, channels = x.shape
+    largest = jnp.full((samples, (height + 1) // 2, (width + 1) // 2, channels), floor, x.dtype)
     winner = jnp.full(largest.shape, 0 if floor < 0 else len(PLACES), jnp.uint8)
-    for index, (i, j) in enumerate(PLACES):
-        place = planes[:, i // 2 : i // 2 + rows, i % 2, j // 2 : j // 2 + columns, j % 2]
+    for index, place in enumerate(_places(x, -jnp.inf)):
         wins = ~(place <= largest)  # so that a NaN wins ...
         wins &= largest == largest  # ... and stays
         largest = jnp.where(wins, place, largest)
         winner = jnp.where(wins, jnp.uint8(index), winner)
-    largest, winner = barrier_on_cpu((largest, winner))
-    # An empty array carries the input's shape.
-    return largest, (winner, jnp.zeros((height, width, 0)))
+    return barrier_on_cpu((largest, winner))
+
+
+def _max_pool_tangent(residuals: Arrays, tangents: Arrays) -> jax.Array:
+    (winner,), (tangent,) = residuals, tangents
+    total = jnp.zeros((), tangent.dtype)
+    for index, place in enumerate(_places(tangent, 0)):
+        total += jnp.where(winner == jnp.uint8(index), place, 0)
+    return total
 
 
 def _max_pool_backward(
-    floor: float, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+    height: int, width: int, residuals: Arrays, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    winner, like = residuals
     spread, gather = (
-        partial(function, height=like.shape[0], width=like.shape[1])
+        partial(function, height=height, width=width)
         for function in (_spread_by_planes, _gather_by_pixels)
     )
-    return (choose(gradient, winner, cpu=spread, accelerator=gather),)
+    return (choose(gradient, *residuals, cpu=spread, accelerator=gather),)
 
 
 def _gather_by_pixels(
@@ -129,8 +154,9 @@ def _gather_by_pixels(
         next_gradient = jnp.pad(gradient, edges)[:, i:, j:]
         next_winner = jnp.pad(winner, edges, constant_values=len(PLACES))[:, i:, j:]
         row, column = rows % 2 + 1 - 2 * i, columns % 2 + 1 - 2 * j
-        place = np.where((row >= 0) & (column >= 0), 3 * row + column, -1)[:, :, None]
-        total += jnp.where(twice(next_winner) == place, twice(next_gradient), 0)
+        place = np.where((row >= 0) & (column >= 0), 3 * row + column, -1)[None, :, :, None]
+        wins = twice(next_winner).astype(jnp.int32) == place.astype(np.int32)
+        total += jnp.where(wins, twice(next_gradient), 0)
     return total
 
 
@@ -156,6 +182,3 @@ def _spread_by_planes(
     lines = [jnp.stack([plane(row, column) for column in (0, 1)], 3) for row in (0, 1)]
     padded = jnp.stack(lines, 2).reshape(samples, 2 * (rows + 1), 2 * (columns + 1), channels)
     return padded[:, 1 : height + 1, 1 : width + 1]
-
-
-_max_pool_of_the_stem.defvjp(_max_pool_forward, _max_pool_backward)

@@ -88,7 +88,8 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
         return total + jnp.stack(products), None
 
     count = len(tiling.b)
-    start = jnp.zeros((count * count, x.shape[-1], gradient.shape[-1]), x.dtype)
+    shape = count * count, x.shape[-1], gradient.shape[-1]
+    start = lax.full_like(x, 0, shape=shape)  # and over the axes of a mesh it varies alike
     total, _ = lax.scan(add_part, start, (_split(x, parts), _split(gradient, parts)))
     taps = _transform(tiling.g.T, lambda i, j: total[i * count + j])
     return jnp.stack([taps[tap] for tap in sorted(taps)]).reshape(3, 3, *taps[0, 0].shape)
