@@ -10,6 +10,7 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,5 +126,10 @@ def serve(page: gradio.Blocks, port: int = 0, *, in_browser: bool = False) -> No
     logger.info("%s shows the page; Ctrl-C ends it", address)
     if in_browser:  # one in a terminal does not return
         threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(settings).run(sockets=[listener])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    with ThreadPoolExecutor(1) as pool:  # in the main thread it would take signals, and repeat them
+        serving = pool.submit(server.run, [listener])
+        try:
+            serving.result()
+        finally:
+            server.should_exit = True
