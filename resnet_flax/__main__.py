@@ -17,6 +17,7 @@ from resnet_flax.machine.streams import flush_streams, open_streams
 COMMANDS = {
     "train": "train a network",
     "predict": "tell what images show",
+    "demo": "the same on a page in the browser",
     "evaluate": "score a trained network",
     "export": "write a network for programs without this package",
     "convert": "rewrite a PyTorch checkpoint",

@@ -3,7 +3,7 @@
 from resnet_flax.inference.evaluate import evaluate, load_test_set, read_weights
 from resnet_flax.inference.export import export, export_onnx, export_stablehlo
 from resnet_flax.inference.hand_back import hand_back, push
-from resnet_flax.inference.predict import Prediction, compute_logits, predict, read_images
+from resnet_flax.inference.predict import Prediction, classify, compute_logits, predict, read_images
 from resnet_flax.inference.pretrained import (
     Network,
     from_pretrained,
@@ -17,6 +17,7 @@ __all__ = [
     "Network",
     "Prediction",
     "Scores",
+    "classify",
     "compute_logits",
     "evaluate",
     "export",

@@ -30,9 +30,9 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    where: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]]
+    where: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]], top: int = 3
 ) -> list[Prediction]:
-    """Classifies image files by a network's folder or name, each by its three likeliest classes.
+    """Classifies image files by a network's folder or name, each by its likeliest classes.
 
     Files are PNG or JPEG, of any size. They are made as the training images were: for Fashion-MNIST
     grey, small, and light on dark, so that a photo on a white ground is inverted.
@@ -41,6 +41,13 @@ def predict(
         InputError: when the network or any of the images cannot be read.
     """
     network, variables = read_pretrained(where)
+    return classify(network, variables, images, top)
+
+
+def classify(
+    network: Network, variables: Any, images: Sequence[str | os.PathLike[str]], top: int = 3
+) -> list[Prediction]:
+    """As `predict`, by a network that has been read."""
     photos = _photos(network, images)
     pixels = np.asarray([photo.pixels for photo in photos], np.uint8)
     predictions = []
@@ -48,9 +55,9 @@ def predict(
         compute_logits(network, variables, pixels.reshape(-1, *network.image_shape))
     )
     for path, photo, shares in zip(images, photos, probabilities, strict=True):
-        best = (-shares).argsort(kind="stable")[:3]
-        top = [(network.classes[index], float(shares[index])) for index in best]
-        predictions.append(Prediction(os.fspath(path), photo.inverted, top))
+        best = (-shares).argsort(kind="stable")[:top]
+        answers = [(network.classes[index], float(shares[index])) for index in best]
+        predictions.append(Prediction(os.fspath(path), photo.inverted, answers))
     return predictions
 
 

@@ -47,7 +47,7 @@ def encoded(draw: Draw) -> bytes:
     more = {"exif": draw.bytes(draw.integers(40))} if draw.random() < 0.3 else {}
     try:
         picture.save(file, kind, **more)
-    except (OSError, ValueError, KeyError, SyntaxError):
+    except (OSError, ValueError, KeyError, SyntaxError, DeprecationWarning):  # of Pillow 12, for I
         picture.convert("RGB").save(file, "PNG")
     return file.getvalue()
 
