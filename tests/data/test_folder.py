@@ -152,7 +152,7 @@ def test_names_that_cannot_be_printed(tmp_path, name):
 
 def test_a_folder_is_split_within_each_class(pets, said):
     write_classes(pets, count=20)
-    train, test, classes, fit = load(pets)
+    train, test, classes, fit, _ = load(pets)
     assert (classes, fit) == (("cats", "dogs"), "crop")
     assert np.bincount(train.labels).tolist() == [16, 16]
     assert np.bincount(test.labels).tolist() == [4, 4]

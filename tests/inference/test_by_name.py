@@ -112,7 +112,7 @@ def test_training_starts_from_it_and_says_so(net, caplog):
     card = (run.folder / "README.md").read_text()
     assert f"fine-tuned from {NAME} on" in card
     assert "normalised by mean (0.5, 0.4, 0.3) and standard deviation (0.2, 0.2, 0.2)" in card
-    again = train(TrainConfig(**{**vars(config), "run_dir": run.folder, "resume": True}))
+    again = train(TrainConfig(run_dir=run.folder, resume=True))
     assert again.results == run.results
 
 
