@@ -80,19 +80,20 @@ def match_keys(leaves: Iterable[Leaf], state_dict: Mapping[str, Any]) -> dict[Le
     leaves = dict.fromkeys([*leaves, *HEAD])
     layouts = [torch_keys(leaves, layout) for layout in LAYOUTS]
     given = {WRAPPER.sub("", key): key for key in state_dict}
-    best: dict[str, tuple[int, dict[Leaf, str]]] = {}
+    fits: dict[str, tuple[set[str], dict[Leaf, str]]] = {}  # by prefix, the best layout's
     for prefix in _prefixes(given):
         candidates = [{leaf: prefix + key for leaf, key in keys.items()} for keys in layouts]
-        scored = [(len(given.keys() & {*keys.values()}), keys) for keys in candidates]
-        best[prefix] = max(scored, key=lambda each: each[0])
-    most = max(score for score, _ in best.values())
-    fit = [prefix for prefix in best if best[prefix][0] == most]
-    fit = [prefix for prefix in fit if not averaged(prefix)] or fit
-    if len(fit) > 1 and 2 * most > len(leaves):
-        raise InputError(
-            f"the state dict holds several such networks, in {listed(fit)}: choose one by `part`"
-        )
-    return {leaf: given.get(key, key) for leaf, key in best[fit[0]][1].items()}
+        found = [(given.keys() & {*keys.values()}, keys) for keys in candidates]
+        fits[prefix] = max(found, key=lambda fit: len(fit[0]))
+    most = max(len(found) for found, _ in fits.values())
+    best = [prefix for prefix, (found, _) in fits.items() if len(found) == most]
+    best = [prefix for prefix in best if not averaged(prefix)] or best
+    first = fits[best[0]][0]  # another layout's prefix may tell of the same keys
+    others = [prefix for prefix in best if first.isdisjoint(fits[prefix][0])]
+    if others and 2 * most > len(leaves):
+        names = listed([best[0], *others])
+        raise InputError(f"the state dict holds several networks, in {names}: choose one by `part`")
+    return {leaf: given.get(key, key) for leaf, key in fits[best[0]][1].items()}
 
 
 def averaged(name: str) -> bool:

@@ -70,9 +70,7 @@ def test_a_prefix_of_half_of_the_keys_is_that_of_one_network_of_two():
         for name in ("student", "teacher")
         for key, value in SMALL_STATE_DICT.items()
     }
-    with pytest.raises(
-        InputError, match=r"several such networks, in student\., teacher\."
-    ) as caught:
+    with pytest.raises(InputError, match=r"several networks, in student\., teacher\.") as caught:
         from_torch(SMALL, twice)
     assert len(str(caught.value)) < 800
 

@@ -430,7 +430,7 @@ def test_what_is_reported_of_other_places_is_read(
     [
         pytest.param(
             {f"encoder_{part}.{k}": v for part in "qk" for k, v in PLAIN.items()},
-            "the state dict holds several such networks, in encoder_q., encoder_k.: choose one by "
+            "the state dict holds several networks, in encoder_q., encoder_k.: choose one by "
             "`part`",
             id="facebookresearch/moco#84",
         ),
