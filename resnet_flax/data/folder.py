@@ -1,6 +1,7 @@
 """A folder of images by class, from anywhere: no link leads out of it unless that is asked for."""
 
 import logging
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,6 +97,11 @@ def _split(home: Path | None, folder: Path) -> list[Path]:
     tests = [name for name in TEST if name in named]
     if not named:
         return [folder]
+    if TRAIN in named and not tests and (flat := [name for name in TEST if name in entries]):
+        raise InputError(
+            f"{entries[flat[0]]} holds images, but no folders by class: sort them into such, or "
+            f"name {folder / TRAIN} to have it split"
+        )
     if TRAIN not in named or not tests:
         missing = "test" if TRAIN in named else TRAIN
         present = TRAIN if TRAIN in named else tests[0]
@@ -122,7 +128,11 @@ def _find_classes(home: Path | None, root: Path) -> dict[str, list[Path]]:
         entries = _visible(home, folder)
         images = [path for path in entries if _is_image(path)]
         others += sorted({*entries} - {*images})
-        name = folder.name
+        name = unicodedata.normalize("NFC", folder.name)  # macOS takes accents apart
+        if name in classes:
+            raise InputError(
+                f"{root} holds two folders {name}, spelt differently in Unicode: join them"
+            )
         if not (name.isprintable() and len(name) <= LONGEST_NAME):
             raise InputError(f"rename the folder {name!a} in {root}: it is a class's name")
         if not images:

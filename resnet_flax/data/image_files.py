@@ -8,6 +8,7 @@ trimmed, longer side to 28 pixels, centred, inverted, in 8 bits of grey (Xiao et
 A pretrained network's own rule, a `Resizing`, takes the place of both.
 """
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,10 +21,12 @@ from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat, UnidentifiedIm
 
 from resnet_flax.errors import InputError, reason
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG"}
 FITS = ("crop", "pad")
 LARGEST = 89_478_485  # pixels, from which on Pillow warns; 360 MB with colours and transparency
 INTERPOLATIONS = tuple(method.name.lower() for method in sorted(Image.Resampling))  # by number
+PNG = b"\x89PNG\r\n\x1a\n"  # how one begins
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that decide them
 MIDDLE = 127
 FAINT = 0.1  # what differs less from a light background is none of the thing
 MOST_NAMED = 3  # files in a message
@@ -201,7 +204,7 @@ def _for_each(
         try:
             if not path.is_file():  # reading a pipe would wait for ever
                 raise InputError("not a file" if path.exists() else "no such file")
-            with Image.open(path, formats=tuple({*FORMATS.values()})) as image:
+            with _opened(path) as image:
                 width, height = image.size
                 if width * height > LARGEST:
                     raise InputError(f"{width}x{height} pixels, more than {LARGEST:,}")
@@ -223,11 +226,33 @@ def _for_each(
     return [each for each in results if not isinstance(each, InputError)]
 
 
+def _opened(path: Path) -> Image.Image:
+    """The image in a file; of a PNG that Pillow refuses, without its metadata."""
+    formats = tuple({*FORMATS.values()})
+    try:
+        return Image.open(path, formats=formats)
+    except (UnidentifiedImageError, ValueError):  # a profile too large for Pillow, a wrong checksum
+        with path.open("rb") as file:
+            if file.read(len(PNG)) != PNG:
+                raise
+            content = file.read()
+        chunks, place = [PNG], 0
+        while place < len(content):
+            end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+            if content[place + 4 : place + 8] in PIXELS:
+                chunks.append(content[place:end])
+            place = end
+        return Image.open(io.BytesIO(b"".join(chunks)), formats=formats)
+
+
 def _plain(image: Image.Image) -> Image.Image:
     """An image upright, 8 bits deep and opaque, on whichever of black and white it stands out."""
     image = _upright(image)
     if image.mode.startswith("I"):  # 16 bits: the upper 8, as Pillow takes of colours
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values, clear = np.asarray(image), image.info.get("transparency")  # one level, in a PNG
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.uint8(values != clear) * np.uint8(255)))
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
+from flax.core import unfreeze
 from flax.training import train_state
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8, UInt32
@@ -83,7 +84,7 @@ def create_train_state(
 
     Args:
         model: called as ``model(images, train=...)``.
-        optimizer: any Optax optimiser.
+        optimizer: any Optax optimiser; one that follows the loss is given it (``value``).
         examples: images and labels, such as the first batch or `Images`. They tell the number of
             channels, and are checked; the initial values do not depend on them.
         seed: decides the initial parameters, and what is random in training.
@@ -102,7 +103,7 @@ def create_train_state(
         within_jit = isinstance(jnp.zeros(()), jax.core.Tracer)  # which refuses compiler options
         variables = (_init if within_jit else _compiled_init)(model, seed, images.shape[-1])
     else:  # a step gives the state's buffers away; the caller keeps its own
-        variables = jax.tree.map(jnp.copy, dict(variables))
+        variables = jax.tree.map(jnp.copy, unfreeze(dict(variables)))
     state = TrainState.create(
         apply_fn=model.apply,
         params=variables["params"],
@@ -202,8 +203,18 @@ def train_step(
         objective = (1 - share) * losses - share * uniform if share else losses
         return objective.mean(), (updates["batch_stats"], logits, losses)
 
-    gradients, (batch_stats, logits, losses) = jax.grad(loss_function, has_aux=True)(state.params)
-    state = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+    differentiated = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    (loss, (batch_stats, logits, losses)), gradients = differentiated
+    # Flax's apply_gradients keeps the loss from optimisers that follow it.
+    updates, opt_state = optax.with_extra_args_support(state.tx).update(
+        gradients, state.opt_state, state.params, value=loss
+    )
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        batch_stats=batch_stats,
+    )
     if state.average:
         new = {"params": state.params, "batch_stats": state.batch_stats}
         average = moving_average(average_decay, state.average, new, jnp.asarray(state.step))

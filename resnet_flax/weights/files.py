@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from resnet_flax.errors import InputError, one_line, reason
 from resnet_flax.machine.files import whole_file
-from resnet_flax.weights.keys import listed
+from resnet_flax.weights.keys import averaged, listed
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,9 @@ def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> di
 
     Args:
         path: a file of safetensors, if its ending says so, or of PyTorch's.
-        part: the name of the state dict, such as ``state_dict_ema``, of several in the file; by
-            default ``state_dict`` or ``model``, or the only one that is no average (EMA).
+        part: the name of the state dict, such as ``state_dict_ema``, of several in the file, or
+            what the keys of one network begin with, such as ``module.encoder_q``; by default
+            ``state_dict`` or ``model``, or the only one that is no average (EMA).
 
     Raises:
         InputError: when the file cannot be read, holds more than tensors and plain values, or
@@ -98,6 +99,10 @@ def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> di
         raise InputError(f"{path} holds no state dict (a dictionary of tensors)")
     if part is None:
         part = _usual_part(Path(path), [*found])
+    if part not in found:
+        within = (_under(part, *each) for each in found.items())
+        if keys := next(filter(None, within), None):
+            found[part] = keys
     if part not in found:
         raise InputError(f"{path} has no `part` {part!a:.100}, but {_shown(found)}")
     if others := [name for name in found if name != part]:
@@ -186,6 +191,10 @@ def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
     except (SafetensorError, AttributeError, TypeError, ValueError) as error:
+        if dtype := re.search(r"'numpy' has no attribute '(float\w+)'", str(error)):
+            raise InputError(
+                f"{path} holds numbers of {dtype[1]}, which NumPy has not: save them as float32"
+            ) from error
         why = _text(path) or reason(error)
         what = _other(path, NO_SAFETENSORS) or f"damaged or not a safetensors file: {why}"
         raise InputError(f"{path} is {what}") from error
@@ -265,10 +274,17 @@ def _state_dicts(content: Any) -> dict[str, Mapping[Any, Any]]:
     return found or {name: rest[name] for name in rest if not name}
 
 
+def _under(part: str, name: str, mapping: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a mapping of that name holds in a part that the keys begin with."""
+    start = f"{part}.".removeprefix(f"{name}.")
+    keys = {str(key): value for key, value in mapping.items()}
+    return {key: value for key, value in keys.items() if start and key.startswith(start)}
+
+
 def _usual_part(path: Path, names: list[str]) -> str:
     """The part that is meant where none is named."""
     usual = [name for name in ("state_dict", "model_state_dict", "model", "") if name in names]
-    plain = [name for name in names if not re.search("(^|[^a-z])ema|ema($|[^a-z])", name.lower())]
+    plain = [name for name in names if not averaged(name)]
     for candidates in (usual[:1], plain, names):
         if len(candidates) == 1:
             return candidates[0]

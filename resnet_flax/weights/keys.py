@@ -10,10 +10,14 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate, takewhile
 from typing import Any
 
+from resnet_flax.errors import InputError
+
 # A leaf's place in the variables, such as ("params", "layer1", "0", "conv1", "kernel").
 Leaf = tuple[str, ...]
 HEAD: tuple[Leaf, ...] = (("params", "fc", "kernel"), ("params", "fc", "bias"))
 MOST_WRAPPERS = 10  # segments of a prefix
+# What PyTorch puts into a key where a part of a network is compiled, sharded or computed again.
+WRAPPER = re.compile(r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 _HUGGING_FACE_BASE = (
@@ -66,15 +70,35 @@ def torch_keys(leaves: Iterable[Leaf], layout: str) -> dict[Leaf, str]:
 
 
 def match_keys(leaves: Iterable[Leaf], state_dict: Mapping[str, Any]) -> dict[Leaf, str]:
-    """The key of every leaf, and of a dense layer, in the layout that fits a state dict best."""
+    """The key of every leaf, and of a dense layer, in the layout that fits a state dict best.
+
+    Of a network and its average (EMA) the network is taken.
+
+    Raises:
+        InputError: when several networks fit as well.
+    """
     leaves = dict.fromkeys([*leaves, *HEAD])
     layouts = [torch_keys(leaves, layout) for layout in LAYOUTS]
-    candidates = [
-        {leaf: prefix + key for leaf, key in keys.items()}
-        for prefix in _prefixes(state_dict)
-        for keys in layouts
-    ]
-    return max(candidates, key=lambda keys: len(state_dict.keys() & set(keys.values())))
+    given = {WRAPPER.sub("", key): key for key in state_dict}
+    fits: dict[str, tuple[set[str], dict[Leaf, str]]] = {}  # by prefix, the best layout's
+    for prefix in _prefixes(given):
+        candidates = [{leaf: prefix + key for leaf, key in keys.items()} for keys in layouts]
+        found = [(given.keys() & {*keys.values()}, keys) for keys in candidates]
+        fits[prefix] = max(found, key=lambda fit: len(fit[0]))
+    most = max(len(found) for found, _ in fits.values())
+    best = [prefix for prefix, (found, _) in fits.items() if len(found) == most]
+    best = [prefix for prefix in best if not averaged(prefix)] or best
+    first = fits[best[0]][0]  # another layout's prefix may tell of the same keys
+    others = [prefix for prefix in best if first.isdisjoint(fits[prefix][0])]
+    if others and 2 * most > len(leaves):
+        names = listed([best[0], *others])
+        raise InputError(f"the state dict holds several networks, in {names}: choose one by `part`")
+    return {leaf: given.get(key, key) for leaf, key in fits[best[0]][1].items()}
+
+
+def averaged(name: str) -> bool:
+    """Whether a name is that of a moving average of weights."""
+    return bool(re.search("(^|[^a-z])ema|ema($|[^a-z])", name.lower()))
 
 
 def common_prefix(keys: Iterable[str]) -> str:
@@ -93,13 +117,12 @@ def listed(names: Collection[str], room: int = 200) -> str:
 
 
 def _prefixes(keys: Collection[str]) -> list[str]:
-    """The prefixes that most keys share, from the empty one to the longest."""
+    """The prefixes that more than a third of the keys share: of two networks, each has one."""
     prefixes = [""]
-    for _ in range(MOST_WRAPPERS):
-        rest = (key[len(prefixes[-1]) :] for key in keys if key.startswith(prefixes[-1]))
-        firsts = Counter(first for first, dot, _ in (key.partition(".") for key in rest) if dot)
-        shared = [f"{first}." for first, count in firsts.items() if 2 * count > len(keys)]
-        if not shared:
-            break
-        prefixes.append(prefixes[-1] + shared[0])
+    for prefix in prefixes:  # to which longer ones are added
+        if prefix.count(".") < MOST_WRAPPERS:
+            rest = (key[len(prefix) :] for key in keys if key.startswith(prefix))
+            firsts = Counter(first for first, dot, _ in (key.partition(".") for key in rest) if dot)
+            shared = (first for first, count in firsts.items() if 3 * count > len(keys))
+            prefixes += [f"{prefix}{first}." for first in shared]
     return prefixes

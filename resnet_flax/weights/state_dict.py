@@ -16,12 +16,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import Dtype
 
-from resnet_flax.errors import InputError
+from resnet_flax.errors import InputError, reason
 from resnet_flax.nn.layers import Dense
 from resnet_flax.weights.keys import (
     HEAD,
     LAYOUTS,
     Leaf,
+    averaged,
     common_prefix,
     listed,
     match_keys,
@@ -31,7 +32,8 @@ from resnet_flax.weights.keys import (
 TO_TORCH = {0: (), 1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (3, 2, 0, 1)}
 TO_FLAX = {0: (), 1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (2, 3, 1, 0)}
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-INTEGERS = ("int64", "int32")
+# What tools leave in a state dict beside the weights: PyTorch itself, and a counter of operations.
+NO_WEIGHTS = ("_extra_state", "total_ops", "total_params")
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,8 @@ class Matched(NamedTuple):
 def match(model: Any, state_dict: Mapping[str, Any], in_channels: int) -> Matched:
     """Finds out which of a state dict's keys are which of a network's leaves.
 
-    Where the network is wrapped, what lies beside it is left behind, and logged.
+    Where the network is wrapped, what lies beside it is left behind, and logged; so are its average
+    (EMA), and what is known to be no weight.
     """
     if not isinstance(state_dict, Mapping):
         raise InputError(f"a state dict maps keys to tensors; got {type(state_dict).__name__}")
@@ -58,7 +61,15 @@ def match(model: Any, state_dict: Mapping[str, Any], in_channels: int) -> Matche
     tensors = {k: _with_shape(k, value) for k, value in given.items() if k.startswith(prefix)}
     if strays := [key for key in given if key not in tensors]:
         logger.info("left behind, being outside of %s: %s", listed([prefix]), listed(strays))
+    others = [key for key in tensors if _no_weight(key.removeprefix(prefix))]
+    if others:
+        logger.info("left behind, being no weights, or their average: %s", listed(others))
+        tensors = {key: value for key, value in tensors.items() if key not in others}
     return Matched(tensors, expected, keys)
+
+
+def _no_weight(key: str) -> bool:
+    return key.rpartition(".")[2] in NO_WEIGHTS or averaged(key.partition(".")[0])
 
 
 def from_torch(
@@ -117,8 +128,8 @@ def from_torch(
         channels = _channels(given.get(keys[stem]), axis=1)
         shapes[keys[stem]] = (shapes[keys[stem]][0], channels, *shapes[keys[stem]][2:])
     counters = {_counter(keys[leaf]) for leaf in expected if leaf[-1] == "mean"} & given.keys()
-    _check("the state dict", shapes | dict.fromkeys(counters, ()), given)
-    if seen := {int(_as_numpy(key, given[key])) for key in counters} - {0}:
+    _check("the state dict", shapes, {k: value for k, value in given.items() if k not in counters})
+    if seen := {counted(key, given[key]) for key in counters} - {0}:
         logger.debug("num_batches_tracked: left behind, %s", ", ".join(map(str, sorted(seen))))
 
     leaves = {}
@@ -192,6 +203,14 @@ def _channels(kernel: Any, axis: int) -> int:
     return max(1, shape[axis]) if len(shape) == 4 else 1
 
 
+def counted(key: str, value: Any) -> int:
+    """A ``num_batches_tracked``, which averaging makes a float, and other tools a bool or (1,)."""
+    try:
+        return int(_as_numpy(key, value).item())
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{key} is no number of steps: {reason(error)}") from error
+
+
 def _counter(running_mean: str) -> str:
     return running_mean.removesuffix("running_mean") + "num_batches_tracked"
 
@@ -218,10 +237,7 @@ def _check(what: str, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str,
         "missing": sorted(shapes.keys() - given.keys()),
         "surplus": sorted(given.keys() - shapes.keys()),
         "wrong shape": [f"{k} {found[k]}, not {shapes[k]}" for k in both if found[k] != shapes[k]],
-        # Only a counter has no axes.
-        "wrong dtype": [
-            f"{k} {dtypes[k]}" for k in both if dtypes[k] not in (FLOATS if shapes[k] else INTEGERS)
-        ],
+        "wrong dtype": [f"{k} {dtypes[k]}" for k in both if dtypes[k] not in FLOATS],
     }
     if told := [f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys]:
         raise InputError(f"{what} and the model do not fit: {'; '.join(told)}")

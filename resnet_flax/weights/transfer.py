@@ -12,7 +12,7 @@ from resnet_flax.errors import InputError
 from resnet_flax.nn.blocks import Bottleneck
 from resnet_flax.nn.resnet import STEMS, ResNet, build_model
 from resnet_flax.weights.keys import HEAD, match_keys
-from resnet_flax.weights.state_dict import from_torch, match, stem_kernel, to_torch
+from resnet_flax.weights.state_dict import counted, from_torch, match, stem_kernel, to_torch
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def convert(
         weights = match(model, state_dict, in_channels=1)
         variables = from_torch(model, weights, dtype=dtype or "keep")
         tensors = weights.tensors.items()
-        counts = {int(value) for key, value in tensors if key.endswith("num_batches_tracked")}
+        counts = {counted(k, value) for k, value in tensors if k.endswith("num_batches_tracked")}
         count = max(counts, default=0)
         if len(counts) > 1:
             logger.info(

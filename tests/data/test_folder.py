@@ -58,7 +58,7 @@ def test_all_three_endings_count_and_other_files_are_told(tmp_path, said):
     files = find_images(tmp_path)
     assert [path.name for path in files.paths] == ["00.png", "a.JPG", "b.jpeg", "c.PNG", "00.png"]
     assert len(said) == 1
-    assert "left out, being no images (.png, .jpg, .jpeg): " in said[0]
+    assert "left out, being no images (.png, .jpg, .jpeg, .jfif): " in said[0]
     assert said[0].endswith(
         "d.gif, " + str(tmp_path / "dogs/e.bmp, ") + str(tmp_path / "dogs/f.tif and 2 more")
     )
@@ -119,7 +119,7 @@ def test_one_class_only(tmp_path):
 def test_an_empty_class(tmp_path):
     write_classes(tmp_path)
     (tmp_path / "mice").mkdir()
-    assert refused(tmp_path) == f"no image in {tmp_path / 'mice'} (.png, .jpg, .jpeg)"
+    assert refused(tmp_path) == f"no image in {tmp_path / 'mice'} (.png, .jpg, .jpeg, .jfif)"
 
 
 def test_a_folder_around_the_folder(tmp_path):
@@ -252,3 +252,84 @@ def test_links_to_nowhere_and_in_circles(root):
     link.unlink()
     link.symlink_to("link.png")
     assert refused(root).startswith(f"{link} is a link to link.png (")
+
+
+# --- As public reports have it: the report, the files, and the classes or the line.
+
+ACCENTED = "caf\u00e9"
+APART = "cafe\u0301"  # the same to the eye, as macOS writes it
+
+
+def write(folder, *names):
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image = random_image(seed)
+        image.save(folder / name, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        pytest.param(
+            [f"train/{ACCENTED}/1.png", "train/b/1.png", f"test/{APART}/1.png", "test/b/1.png"],
+            ("b", ACCENTED),
+            id="llmsresearch/paperbanana#234",
+        ),
+        pytest.param(
+            ["a/1.JPG", "a/2.JPEG", "b/1.PNG"], ("a", "b"), id="open-edge-platform/anomalib#3058"
+        ),
+        pytest.param(["a/1.jfif", "b/1.JFIF"], ("a", "b"), id="upscayl/upscayl#983"),
+        pytest.param(
+            ["0/1.png", "2/1.png", "10/1.png"],
+            ("0", "10", "2"),  # an answer is a class's name
+            id="deeplearning4j/deeplearning4j#3859",
+        ),
+    ],
+)
+def test_folders_that_were_reported_elsewhere_are_read(names, classes, tmp_path, said):
+    write(tmp_path, *names)
+    files = find_images(tmp_path)
+    assert (files.classes, len(files.paths), said) == (classes, len(names), [])
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        pytest.param(
+            ["train/a/1.png", "train/b/1.png", "test/1.png"],
+            "{}/test holds images, but no folders by class: sort them into such, or name {}/train "
+            "to have it split",
+            id="fastai/fastai#1552",
+        ),
+        pytest.param(
+            [f"{ACCENTED}/1.png", f"{APART}/2.png"],
+            f"{{}} holds two folders {ACCENTED}, spelt differently in Unicode: join them",
+            id="doublecmd/doublecmd#2747",
+        ),
+        pytest.param(
+            ["train/0/1.png", "train/180/1.png", "train/90/1.png", "val/0/1.png", "val/90/1.png"],
+            "{}/val lacks a folder 180, which {}/train has",
+            id="ultralytics/ultralytics#13936",
+        ),
+        pytest.param(
+            ["a/abbey/1.png", "a/airfield/1.png", "b/bar/1.png"],
+            "no image in {}/a (.png, .jpg, .jpeg, .jfif); to use the folders in it as classes, "
+            "name {}/a",
+            id="pytorch/vision#2605",
+        ),
+    ],
+)
+def test_folders_that_were_reported_elsewhere_are_refused(names, told, tmp_path):
+    write(tmp_path, *names)
+    assert refused(tmp_path) == told.replace("{}", str(tmp_path))
+
+
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_a_link_to_a_folder_above_ends(follow_links, tmp_path, said):
+    """andhus/dirhash-python#31, nanoporetech/ont_fast5_api#25."""
+    write(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "a" / "up").symlink_to("..")
+    assert len(find_images(tmp_path, follow_links).paths) == 2
+    (tmp_path / "a" / "self").symlink_to("self")
+    with pytest.raises(InputError, match=r"self \(links in a circle: .*\): mend or remove it$"):
+        find_images(tmp_path, follow_links)

@@ -467,3 +467,73 @@ def test_networks_for_colours(tmp_path):
     photo = read(tmp_path / "image.png", (32, 32, 3))
     assert not photo.inverted
     np.testing.assert_array_equal(photo.pixels, image)
+
+
+# --- As public reports have it.
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    end = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + end
+
+
+def png(rows: np.ndarray, depth: int, color: int, *more: bytes) -> bytes:
+    """A PNG of samples (H, W) or (H, W, 3), with chunks before the pixels."""
+    header = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], depth, color, 0, 0, 0)
+    pixels = b"".join(b"\0" + row.tobytes() for row in rows.astype(f">u{depth // 8}"))
+    chunks = (chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(pixels)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join((*chunks, chunk(b"IEND", b"")))
+
+
+def read_bytes(content: bytes, path: Path) -> np.ndarray:
+    """To train on; what one predicts from is the same."""
+    path.write_bytes(content)
+    image = read_images([path], 8)[0]
+    photo = read_photos([path], image.shape, fit="crop", dark_background=False)[0]
+    np.testing.assert_array_equal(photo.pixels, image)
+    return image
+
+
+LARGE = zlib.compress(bytes(2**20 + 1))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param(chunk(b"zTXt", b"Comment\0\0" + LARGE), id="python-pillow/Pillow#8363"),
+        pytest.param(chunk(b"iCCP", b"ICC\0\0" + LARGE), id="KatherLab/STAMP#76"),
+        pytest.param(chunk(b"gAMA", bytes(4))[:-1] + b"?", id="a wrong checksum"),
+    ],
+)
+def test_metadata_that_pillow_refuses_are_passed_over(metadata, tmp_path):
+    pixels = np.asarray(random_image(0))
+    image = read_bytes(png(pixels, 8, 2, metadata), tmp_path / "x.png")
+    np.testing.assert_array_equal(image, pixels)
+
+
+def test_a_level_of_16_bits_may_be_transparent(tmp_path):
+    """python-pillow/Pillow#3379: it is composited as in 8 bits."""
+    levels = np.full((8, 8), 60_000)
+    levels[2:4, 2:4] = 40_000
+    levels[6, 6] = 40_001
+    content = png(levels, 16, 0, chunk(b"tRNS", struct.pack(">H", 40_000)))
+    expected = np.where(levels == 40_000, 0, levels >> 8)
+    np.testing.assert_array_equal(read_bytes(content, tmp_path / "x.png")[..., 0], expected)
+
+
+def test_grey_of_16_bits_is_not_clipped(tmp_path):
+    """python-pillow/Pillow#2574, #5991."""
+    levels = np.arange(64).reshape(8, 8) * 1000
+    image = read_bytes(png(levels, 16, 0), tmp_path / "x.png")
+    np.testing.assert_array_equal(image[..., 0], levels >> 8)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF", "BMP", "TIFF"])
+def test_another_format_under_the_name_of_one_is_named(kind, tmp_path):
+    """GabrielePicco/deep-learning-flower-identifier#2: WebP among the .jpg."""
+    write_classes(tmp_path, count=2)
+    random_image(0).save(tmp_path / "cats" / "x.jpg", kind)
+    assert refused(tmp_path) == (
+        f"cannot read 1 of 5 images: {tmp_path / 'cats' / 'x.jpg'} (not a PNG or JPEG image): mend "
+        "or remove what is broken"
+    )

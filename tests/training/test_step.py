@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze
+from jax.experimental import checkify
 
 from resnet_flax.data import shuffled_batches
 from resnet_flax.errors import InputError, TrainingError
@@ -14,7 +16,7 @@ from resnet_flax.nn.preprocessing import prepare_images
 from resnet_flax.nn.resnet import build_model
 from resnet_flax.training.loop import check_batches
 from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.step import Images, evaluate, train_step
+from resnet_flax.training.step import Images, create_train_state, evaluate, train_step
 from tests.support.small_run import IMAGE_SIZE, MODEL, new_state, random_data, run_epoch, steps
 
 TRAIN = jax.jit(partial(MODEL.apply, train=True, mutable=["batch_stats"]))
@@ -157,3 +159,66 @@ def test_several_steps_at_once_are_the_same_steps():
     assert int(together.step) == 3
     chex.assert_trees_all_close(together.variables, state.variables, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(sums, metrics, rtol=1e-5)
+
+
+# --- Optimisers that public reports tell of.
+
+
+def two_steps(optimizer, variables=None):
+    """The parameters before and after, and the state."""
+    data = random_data(8)
+    state = create_train_state(MODEL, optimizer, data, variables=variables)
+    before = jax.tree.map(np.array, state.params)
+    for _ in range(2):
+        state, _ = train_step(state, Metrics.empty(), *data, image_size=IMAGE_SIZE)
+    return before, state.params, state
+
+
+def test_a_masked_part_stays_as_it_is_though_the_variables_are_frozen():
+    """google-deepmind/optax#160, #290: FrozenDicts beside a mask of plain ones."""
+    state = new_state(random_data(8))
+    body = {name: name != "fc" for name in state.params}
+    optimizer = optax.chain(optax.sgd(0.1), optax.masked(optax.set_to_zero(), body))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    before, after, _ = two_steps(optimizer, freeze(variables))
+    moved = {
+        name: not np.array_equal(*map(first_leaf, (before[name], after[name]))) for name in body
+    }
+    assert moved == {name: not kept for name, kept in body.items()}
+
+
+def first_leaf(tree):
+    return jax.tree.leaves(tree)[0]
+
+
+def test_an_optimiser_that_follows_the_loss_is_given_it():
+    """google/flax#4471, pyro-ppl/numpyro#1955: reduce_on_plateau's ``value``."""
+    plateau = optax.contrib.reduce_on_plateau(patience=1)
+    before, after, state = two_steps(optax.chain(optax.sgd(0.1), plateau))
+    assert 0 < float(state.opt_state[1].best_value) < 10
+    assert not np.array_equal(first_leaf(before), first_leaf(after))
+
+
+def test_a_rate_on_a_schedule_and_steps_in_several_parts():
+    """google-deepmind/optax#1532: of SGD, the same as without ``inject_hyperparams``."""
+    rate = optax.linear_schedule(0.1, 0.0, 10)
+    injected = optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+    _, plain, _ = two_steps(optax.sgd(rate))
+    _, after, _ = two_steps(injected)
+    chex.assert_trees_all_equal(after, plain)
+    before, after, state = two_steps(optax.MultiSteps(injected, 2))
+    assert float(state.opt_state.inner_opt_state.hyperparams["learning_rate"]) == pytest.approx(0.1)
+    assert not np.array_equal(first_leaf(before), first_leaf(after))
+
+
+def test_checkify_finds_no_fault_in_a_step_and_the_one_that_is_put_in():
+    """jax-ml/jax#35871: checkify of compiled derivatives that are our own rules."""
+    images = jnp.linspace(0, 1, 4 * 64).reshape(4, 8, 8, 1)
+    variables = MODEL.init(jax.random.key(0), images)
+
+    def loss(images):
+        return MODEL.apply(variables, images, train=True, mutable=["batch_stats"])[0].sum()
+
+    checked = jax.jit(checkify.checkify(jax.jit(jax.grad(loss)), errors=checkify.float_checks))
+    assert checked(images)[0].get() is None
+    assert "nan" in checked(images.at[0, 0, 0, 0].set(jnp.nan))[0].get()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -302,6 +303,29 @@ def test_the_other_format_is_named(tmp_path: Path) -> None:
 def test_nothing_waits_for_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "net.pth")
     assert refused(tmp_path / "net.pth") == f"cannot read {tmp_path / 'net.pth'}: not a file"
+
+
+# Public reports: facebookresearch/moco#84 (several networks' keys in one state dict), and
+# safetensors/safetensors#683 (dtypes that NumPy has not).
+
+
+@pytest.mark.parametrize("part", ["module.encoder_k", "state_dict.module.encoder_k"])
+def test_a_part_may_be_what_the_keys_begin_with(part: str, tmp_path: Path) -> None:
+    both = {f"module.encoder_q.{key}": value for key, value in TENSORS.items()}
+    both |= {f"module.encoder_k.{key}": value for key, value in OTHERS.items()}
+    path = saved(tmp_path, {"epoch": 3, "state_dict": both | {"module.queue": torch.ones(2)}})
+    expected = {f"module.encoder_k.{key}": value for key, value in OTHERS.items()}
+    assert_read(path, expected, part)
+    assert "has no `part` 'encoder', but state_dict" in refused(path, "encoder")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu])
+def test_numbers_of_a_byte_are_named(dtype: torch.dtype, tmp_path: Path) -> None:
+    path, name = tmp_path / "net.safetensors", str(dtype).removeprefix("torch.")
+    safetensors.torch.save_file({"fc.weight": torch.ones(2, 2).to(dtype)}, path)
+    assert refused(path) == (
+        f"{path} holds numbers of {name}, which NumPy has not: save them as float32"
+    )
 
 
 # --- In shards.

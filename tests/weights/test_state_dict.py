@@ -362,3 +362,110 @@ def test_damaged_state_dicts_are_refused(damaged: tuple[str, dict[str, Any]]) ->
         from_torch(SMALL, state_dict)
     assert key.encode("unicode_escape").decode() in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+# --- As public reports have it: the report, and what was done to a state dict.
+
+PLAIN = {key: torch.from_numpy(value) for key, value in SMALL_STATE_DICT.items()}
+OTHER = {key: value + 1 for key, value in PLAIN.items()}
+ZERO = torch.zeros(1, dtype=torch.float64)
+
+
+def counters(change: Any) -> dict[str, torch.Tensor]:
+    return {k: change(v) if "num_batches" in k else v for k, v in PLAIN.items()}
+
+
+@pytest.mark.parametrize(
+    ("state_dict", "left"),
+    [
+        pytest.param(
+            PLAIN | {"total_ops": ZERO, "fc.total_ops": ZERO, "fc.total_params": ZERO},
+            "total_ops, fc.total_ops, fc.total_params",
+            id="Lyken17/pytorch-OpCounter#82",
+        ),
+        pytest.param(
+            PLAIN | {"layer1.0._extra_state": torch.zeros(0, dtype=torch.uint8)},
+            "layer1.0._extra_state",
+            id="NVIDIA/Megatron-LM#900",
+        ),
+        pytest.param(
+            PLAIN | {f"ema_{key.replace('.', '_')}": value for key, value in OTHER.items()},
+            "ema_conv1_weight, ",
+            id="zkyseu/O2SFormer#23",
+        ),
+        pytest.param(
+            {f"{part}.{k}": v for part in ("ema_model", "online_model") for k, v in PLAIN.items()}
+            | {"initted": torch.ones(1), "step": torch.ones(1)},
+            "ema_model.conv1.weight, ",
+            id="lucidrains/ema-pytorch#39",
+        ),
+        pytest.param(
+            {k.replace("r1.0.", "r1.0._checkpoint_wrapped_module."): v for k, v in PLAIN.items()},
+            None,
+            id="pytorch/pytorch#117399",
+        ),
+        pytest.param(
+            {f"module.{k}".replace("r1.", "r1._orig_mod."): v for k, v in PLAIN.items()},
+            None,
+            id="pytorch/torchtitan#2622",
+        ),
+        pytest.param(counters(lambda v: v + 2.5), None, id="pytorch/pytorch#42964"),
+        pytest.param(counters(lambda v: v.reshape(1) > 0), None, id="pytorch/pytorch#42964-bool"),
+    ],
+)
+def test_what_is_reported_of_other_places_is_read(
+    state_dict: dict[str, torch.Tensor], left: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "resnet_flax")
+    expected = from_torch(SMALL, PLAIN)
+    assert caplog.messages == []
+    assert_same(from_torch(SMALL, state_dict), expected)
+    assert (left is None) == (caplog.messages == [])
+    assert left is None or caplog.messages[0].startswith("left behind, being ")
+    assert left is None or f": {left}" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("state_dict", "told"),
+    [
+        pytest.param(
+            {f"encoder_{part}.{k}": v for part in "qk" for k, v in PLAIN.items()},
+            "the state dict holds several networks, in encoder_q., encoder_k.: choose one by "
+            "`part`",
+            id="facebookresearch/moco#84",
+        ),
+        pytest.param(
+            PLAIN | {"fc.weight.bad_key": torch.ones(1)},
+            "surplus: fc.weight.bad_key",
+            id="pytorch/pytorch#123510",
+        ),
+        pytest.param(
+            {k: v[:0] if v.ndim == 4 else v for k, v in PLAIN.items()},
+            "wrong shape: conv1.weight (0, 3, 7, 7), not (64, 3, 7, 7)",
+            id="huggingface/transformers#20082",
+        ),
+        pytest.param(
+            PLAIN | {"fc.weight": PLAIN["fc.weight"].to(torch.float8_e4m3fn)},
+            "wrong dtype: fc.weight float8_e4m3fn",
+            id="safetensors/safetensors#683",
+        ),
+        pytest.param(
+            counters(lambda v: v + float("nan")),
+            "num_batches_tracked is no number of steps: cannot convert float NaN to integer",
+            id="pytorch/pytorch#42964",
+        ),
+        pytest.param(
+            {k.replace("fc.weight", "fc.weight_orig"): v for k, v in PLAIN.items()}
+            | {"fc.weight_mask": torch.ones(1)},
+            "missing: fc.weight; surplus: fc.weight_mask, fc.weight_orig",
+            id="ahendriksen/msd_pytorch#3",
+        ),
+    ],
+)
+def test_what_is_reported_of_other_places_is_refused_by_name(
+    state_dict: dict[str, torch.Tensor], told: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        from_torch(SMALL, state_dict, in_channels=3)
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 800
