@@ -22,8 +22,6 @@ IMAGENET = "imagenet2012"  # TFDS' name
 MEAN, STD = IMAGENET_NORMALIZATION
 UNKNOWN = "unknown"  # data set
 MOST_CLASSES = 100_000
-# Those with a small stem are of this package alone.
-TIMM = [name for name, fields in ARCHITECTURES.items() if fields.get("stem") != "small"]
 
 
 def foreign(config: Mapping[str, Any]) -> bool:
@@ -65,8 +63,10 @@ def imagenet_classes() -> list[str]:
 
 def _timm_network(config: Mapping[str, Any]) -> dict[str, Any]:
     architecture = config["architecture"]
-    if architecture not in TIMM:
-        supported = ", ".join(TIMM)
+    # Those with a small stem are of this package alone.
+    known = [name for name, fields in ARCHITECTURES.items() if fields.get("stem") != "small"]
+    if architecture not in known:
+        supported = ", ".join(known)
         raise ValueError(
             f"timm's {architecture!r:.100} is not supported: of timm's are {supported}"
         )

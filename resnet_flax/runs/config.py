@@ -155,8 +155,12 @@ class TrainConfig:
     @property
     def from_network(self) -> bool:
         """Whether it starts from a network that tells its architecture and preprocessing."""
-        endings = (".safetensors", ".safetensors.index.json")
-        return self.init is not None and not self.init.endswith(endings)
+        return _is_network(self.init)
+
+
+def _is_network(init: Any) -> bool:
+    endings = (".safetensors", ".safetensors.index.json")
+    return isinstance(init, str) and not init.endswith(endings)
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
@@ -178,7 +182,8 @@ def from_json(content: Mapping[str, Any]) -> TrainConfig:
         name, value = option.name, content.get(option.name)
         kind = (typing.get_args(hints[name]) or (hints[name],))[0]  # of `int | None`
         if value is None:
-            if name in RECIPES["d2l"].defaults() and not (content.get("init") and name in TOLD):
+            told = name in TOLD and _is_network(content.get("init"))
+            if name in RECIPES["d2l"].defaults() and not told:
                 raise ValueError(f"it does not say `{name}`")
             continue
         written = {Path: (str,), float: (int, float)}.get(kind, (kind,))

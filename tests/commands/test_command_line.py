@@ -29,7 +29,7 @@ def test_every_flag_reaches_its_field():
         "--train-examples 100 --test-examples 50 --checkpoint-seconds 5 --deterministic "
         "--coordinator host:1 --num-processes 2 --process-id 1 --validation-examples 9 "
         "--dataset cifar10 --flavour torchvision --init c --freeze-stages 2 --tensorboard "
-        "--follow-links".split()
+        "--follow-links --normalization imagenet".split()
     )
     default = TrainConfig()
     unchanged = [

@@ -8,7 +8,7 @@ from resnet_flax.errors import InputError
 
 
 def test_fashion_mnist_stays_what_it_was(fashion_mnist):
-    train, test, classes, fit = load_dataset("fashion_mnist", image_size=28)
+    train, test, classes, fit, _ = load_dataset("fashion_mnist", image_size=28)
     assert (classes, fit) == (FASHION_MNIST_CLASSES, "pad")
     for found, wanted in zip((train, test), fashion_mnist, strict=True):
         np.testing.assert_array_equal(found.images, wanted.images)

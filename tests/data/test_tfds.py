@@ -110,7 +110,7 @@ def refused(folder: Path, name: str, **options: Any) -> str:
 def test_a_prepared_set_is_read_by_its_name(folder, capfd, said):
     made = prepare(folder)
     capfd.readouterr()
-    train, test, classes, fit = load(folder)
+    train, test, classes, fit, _ = load(folder)
     assert (classes, fit) == (CLASSES, "crop")
     assert (train.images.shape, test.images.shape) == ((12, 8, 8, 3), (6, 8, 8, 3))
     assert (train.images.dtype, train.labels.dtype) == (np.uint8, np.int32)

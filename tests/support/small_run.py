@@ -51,9 +51,8 @@ def new_job(data: Images, batch_size: int, **changes: Any) -> Job:
         test_set=data,
         batches=lambda epoch: shuffled_batches(len(data.labels), batch_size, seed=0, epoch=epoch),
         epochs=1,
-        image_size=IMAGE_SIZE,
-        flip=False,
-        step_options=RECIPES["d2l"].step_options(),
+        step_options={"image_size": IMAGE_SIZE, **RECIPES["d2l"].step_options()},
+        eval_options={"image_size": IMAGE_SIZE},
         mesh=data_mesh(),
     )
     return job._replace(**changes)

@@ -27,9 +27,8 @@ def test_the_programs_are_the_steps_and_the_evaluation():
         {(1, 8): None, (1, 4): None},
         8,
         mesh=data_mesh(),
-        image_size=IMAGE_SIZE,
-        flip=False,
-        step_options={},
+        step_options={"image_size": IMAGE_SIZE},
+        eval_options={"image_size": IMAGE_SIZE},
     )
     found = new_state(data, optimizer), Metrics.empty()
     for batch in batches:
@@ -38,7 +37,7 @@ def test_the_programs_are_the_steps_and_the_evaluation():
     test = Metrics.empty(), data, jnp.arange(8), jnp.ones(8)
     chex.assert_trees_all_close(
         programs(EVALUATION, found[0], *test),
-        eval_by_index(expected[0], *test, image_size=IMAGE_SIZE, flip=False),
+        eval_by_index(expected[0], *test, image_size=IMAGE_SIZE),
         rtol=1e-6,
     )
     with programs:

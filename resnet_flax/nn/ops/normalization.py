@@ -108,14 +108,16 @@ def _sum(_: Arrays, terms: Arrays) -> jax.Array:
 def _add_bias_differentiate(
     centred: bool, inputs: Arrays, tangents: Arrays
 ) -> tuple[jax.Array, jax.Array]:
+    dtype = inputs[1].dtype  # and no more of the inputs: what outlives this call would leak them
+
     def backward(_: Arrays, gradient: jax.Array) -> Arrays:
         return gradient, to_bias(gradient)
 
     def add_up(gradient: jax.Array) -> jax.Array:
-        return channel_sum(gradient.astype(inputs[1].dtype))
+        return channel_sum(gradient.astype(dtype))
 
     def nothing(gradient: jax.Array) -> jax.Array:
-        return lax.full_like(gradient, 0, inputs[1].dtype, gradient.shape[-1:])
+        return lax.full_like(gradient, 0, dtype, gradient.shape[-1:])
 
     to_bias = partial(choose, cpu=add_up, accelerator=nothing) if centred else add_up
     return _add_bias(*inputs, centred), linear(_sum, backward, (), tangents)
