@@ -18,12 +18,16 @@ from resnet_flax.training.loop import fit, stack_batches
 from resnet_flax.training.position import Position
 from resnet_flax.training.progress import Progress
 from resnet_flax.training.recipes import RECIPES, build_optimizer
-from tests.support.small_run import new_job, new_state, random_data
+from tests.support.small_run import IMAGE_SIZE, new_job, new_state, random_data
 
 EPOCHS, BATCH_SIZE, BATCHES = 2, 8, 3
 # Momentum and an average of the parameters, so that all a state can hold is in it.
 FAST = RECIPES["fast"]
-FAST_JOB = {"flip": FAST.flip_test, "step_options": FAST.step_options()}
+SIZE = {"image_size": IMAGE_SIZE}
+FAST_JOB = {
+    "step_options": SIZE | FAST.step_options(),
+    "eval_options": SIZE | {"flip": FAST.flip_test},
+}
 DATA = random_data(20)
 OPTIMIZER = build_optimizer(FAST, 0.05, EPOCHS * BATCHES)
 

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from resnet_flax import from_torch
 from resnet_flax.errors import InputError
-from resnet_flax.weights import convert, guess_model, read_checkpoint, start_from
+from resnet_flax.weights import convert, guess_model, load_safetensors, read_checkpoint, start_from
 from tests.support.state_dicts import SMALL, SMALL_STATE_DICT
 
 Draw = np.random.Generator
@@ -248,7 +248,10 @@ def check(number: int, folder: Path) -> str:
         convert(SMALL, tensors, "huggingface")
         ended.append("converted")
 
-    for attempt in (load, lambda: start_from(path, SMALL, channels=3, seed=0)):
+    def start() -> None:
+        start_from(str(path), load_safetensors(path), SMALL, channels=3, seed=0)
+
+    for attempt in (load, start):
         try:
             attempt()
         except InputError as error:
