@@ -29,7 +29,7 @@ NETWORK = "folder of a finished run or a network, or a name such as timm/resnet1
 BAD_INPUT, FAILED, SIGNALLED = 2, 1, 128
 SIGPIPE = 13  # the signal module of Windows has none
 LONGEST_MESSAGE = 1500
-FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
+FIELDS = [*(field.name for field in dataclasses.fields(TrainConfig)), "part"]  # of `convert`
 
 
 class OneLineParser(argparse.ArgumentParser):
