@@ -37,17 +37,17 @@ from tests.support.transformations import (
 
 ROOT = Path(__file__).parents[2]
 ON_DEVICES = ("pmap", "shard_map")
-# One of each direction; the operations below are tried in all of them.
-QUICK = ("jvp_of_parameters", "reverse_over_forward", "vmap_over_parameters", "export")
 
 
+def some_quick(names, quick):
+    """The names, of which those that are not quick are longer proofs: each takes 5 to 40 s."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in names]
+
+
+# The operations below are tried in every direction.
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
-        for name in TRANSFORMATIONS
-        if name not in ON_DEVICES
-    ],
+    some_quick([name for name in TRANSFORMATIONS if name not in ON_DEVICES], ["jvp_of_parameters"]),
 )
 def test_a_network_is_transformed_as_one_of_flaxs_layers(name):
     with jax.enable_x64(True):
@@ -198,8 +198,14 @@ def in_every_direction(function, name, inputs):
 
 @pytest.mark.parametrize(
     ("name", "accelerator"),
-    [(name, False) for name in OPERATIONS]
-    + [(name, True) for name in ("stem", "1x1", "bias", "norm", "max")],
+    [
+        pytest.param(
+            name, accelerator, marks=[pytest.mark.slow] * ("winograd" in name or accelerator)
+        )
+        for name in OPERATIONS
+        for accelerator in (False, True)
+        if not accelerator or name in ("stem", "1x1", "bias", "norm", "max")
+    ],
 )
 def test_every_formulation_is_differentiated_in_every_direction(name, accelerator, monkeypatch):
     if "winograd" in name:
@@ -235,7 +241,9 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("flag", list(FLAGS))
+@pytest.mark.parametrize(
+    "flag", some_quick(FLAGS, ["rank_promotion", "dtype_promotion", "checking_leaks"])
+)
 def test_values_are_the_same_under_jaxs_flags(flag):
     model = our_resnet(jnp.float32)
     x = jax.random.uniform(jax.random.key(0), (2, 12, 12, 1), jnp.float32)
