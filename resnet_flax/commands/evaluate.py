@@ -14,6 +14,7 @@ from resnet_flax.inference.scores import as_text
 from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs, start_backend
 from resnet_flax.nn.resnet import ARCHITECTURES, FLAVOURS
 from resnet_flax.runs.config import TrainConfig
+from resnet_flax.weights import SAFETENSORS
 
 IMAGE_SIZE = 96  # of D2L's recipe
 FOLLOW_LINKS = TrainConfig.__dataclass_fields__["follow_links"].metadata["help"]
@@ -41,7 +42,7 @@ def main() -> None:
     keep_compiled_programs()
     start_backend()
     path = Path(options.network)
-    if path.name.endswith((".safetensors", ".safetensors.index.json")):
+    if path.name.endswith(SAFETENSORS):
         if options.model is None:
             raise InputError(f"which network is in {path}? Add --model")
         size = IMAGE_SIZE if options.image_size is None else options.image_size

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from resnet_flax.commands.command_line import NETWORK, OneLineParser
+from resnet_flax.commands.command_line import NETWORK, OneLineParser, flag
 from resnet_flax.errors import InputError
 from resnet_flax.inference.pretrained import read_network
 from resnet_flax.machine.runtime import start_backend
@@ -24,14 +24,14 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10, help="outputs (default: 10)")
     options = parser.parse_args()
     for name in ("image_size", "channels", "classes"):
-        given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        given = getattr(options, name)
         if given < 1:
-            raise InputError(f"{flag} must be at least 1")
+            raise InputError(f"{flag(name)} must be at least 1")
         if given > LARGEST:
-            raise InputError(f"{flag} must be at most {LARGEST}")
+            raise InputError(f"{flag(name)} must be at most {LARGEST}")
     start_backend()
     if options.network:
-        if flags := [flag for flag in sys.argv if flag.startswith("--")]:
+        if flags := [each for each in sys.argv if each.startswith("--")]:
             raise InputError(f"{flags[0]} is for a network that is built, not {options.network}")
         network = read_network(options.network)
         print_table(summarize(network.model, network.image_size, network.image_shape[-1]))

@@ -48,12 +48,9 @@ def classify(
     network: Network, variables: Any, images: Sequence[str | os.PathLike[str]], top: int = 3
 ) -> list[Prediction]:
     """As `predict`, by a network that has been read."""
-    photos = _photos(network, images)
-    pixels = np.asarray([photo.pixels for photo in photos], np.uint8)
+    photos, pixels = _photos(network, images)
     predictions = []
-    probabilities = softmax(
-        compute_logits(network, variables, pixels.reshape(-1, *network.image_shape))
-    )
+    probabilities = softmax(compute_logits(network, variables, pixels))
     for path, photo, shares in zip(images, photos, probabilities, strict=True):
         best = (-shares).argsort(kind="stable")[:top]
         answers = [(network.classes[index], float(shares[index])) for index in best]
@@ -74,8 +71,7 @@ def read_images(
     Raises:
         InputError: when any of the images cannot be read.
     """
-    pixels = np.asarray([photo.pixels for photo in _photos(network, images)], np.uint8)
-    pixels = pixels.reshape(-1, *network.image_shape)
+    _, pixels = _photos(network, images)
     return prepare_images(jnp.asarray(pixels), network.image_size, network.normalization)
 
 
@@ -109,16 +105,21 @@ def compute_logits(network: Network, variables: Any, images: np.ndarray) -> np.n
     return joined
 
 
-def _photos(network: Network, images: Sequence[str | os.PathLike[str]]) -> list[Photo]:
+def _photos(
+    network: Network, images: Sequence[str | os.PathLike[str]]
+) -> tuple[list[Photo], np.ndarray]:
+    """Files as the network's data set has its images, and their pixels in one array."""
     if (channels := network.image_shape[-1]) not in (1, 3):
         raise InputError(f"the network takes images of {channels} channels: files have 1 or 3")
-    return read_photos(
+    photos = read_photos(
         images,
         network.image_shape,
         fit=network.fit,
         dark_background=network.dark_background,
         resizing=network.resizing,
     )
+    pixels = np.asarray([photo.pixels for photo in photos], np.uint8)
+    return photos, pixels.reshape(-1, *network.image_shape)  # of no photo too
 
 
 @partial(jax.jit, static_argnames=("model", "image_size", "flip", "normalization"))

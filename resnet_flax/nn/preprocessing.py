@@ -29,6 +29,11 @@ class Normalization(NamedTuple):
         """Normalises images in [0, 1], (..., C), of NumPy or JAX, as torchvision does."""
         return (images - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
+    def as_text(self) -> tuple[str, str]:
+        """Mean and standard deviation, to be read."""
+        mean, std = (", ".join(f"{n:g}" for n in values) for values in self)
+        return mean, std
+
 
 # Of ImageNet's pixels, as torchvision, timm and transformers have them.
 IMAGENET_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 from resnet_flax.errors import InputError
 from resnet_flax.nn.resnet import ARCHITECTURES, DTYPES, FLAVOURS
 from resnet_flax.training.recipes import RECIPES
+from resnet_flax.weights import SAFETENSORS
 
 TOLD = ("model", "flavour", "image_size")  # fields that a pretrained network fills in
 
@@ -159,8 +160,7 @@ class TrainConfig:
 
 
 def _is_network(init: Any) -> bool:
-    endings = (".safetensors", ".safetensors.index.json")
-    return isinstance(init, str) and not init.endswith(endings)
+    return isinstance(init, str) and not init.endswith(SAFETENSORS)
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def model_card(
     title, hub_name, license = HUB.get(dataset, (dataset, json.dumps(dataset), ""))
     resizing, normalization = network.resizing, "not normalised"
     if network.normalization:
-        mean, std = (", ".join(f"{n:g}" for n in values) for values in network.normalization)
+        mean, std = network.normalization.as_text()
         normalization = f"normalised by mean ({mean}) and standard deviation ({std})"
     name = f"{config.model or 'resnet'}-{dataset.replace('_', '-')}"
     return CARD.format(

@@ -161,8 +161,7 @@ def choose_normalization(
         return None
     if len(chosen.mean) != channels:
         chosen = Normalization(*((sum(values) / len(values),) * channels for values in chosen))
-    mean, std = (", ".join(f"{n:g}" for n in values) for values in chosen)
-    logger.info("images are normalised by mean %s and standard deviation %s", mean, std)
+    logger.info("images are normalised by mean %s and standard deviation %s", *chosen.as_text())
     return chosen
 
 

@@ -1,6 +1,7 @@
 """PyTorch's names and files: state dicts and checkpoints, both ways."""
 
 from resnet_flax.weights.files import (
+    SAFETENSORS,
     load_safetensors,
     read_checkpoint,
     save_safetensors,
@@ -12,6 +13,7 @@ from resnet_flax.weights.transfer import convert, guess_model, start_from
 
 __all__ = [
     "LAYOUTS",
+    "SAFETENSORS",
     "convert",
     "from_torch",
     "guess_model",

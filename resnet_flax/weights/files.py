@@ -21,6 +21,7 @@ from resnet_flax.weights.keys import averaged, listed
 
 logger = logging.getLogger(__name__)
 
+SAFETENSORS = (".safetensors", ".safetensors.index.json")  # endings
 LONGEST_PART = 200  # letters of a name
 # What comes in a checkpoint's place: how it begins, and what it is.
 OTHERS = {
