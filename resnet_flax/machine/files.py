@@ -84,9 +84,9 @@ def inside(home: Path, path: Path) -> Path:
         OSError: when it leads nowhere.
     """
     try:
-        real = path.resolve(strict=True)
-    except RuntimeError as error:  # links in a circle
-        raise OSError(f"links in a circle: {path}") from error
+        real = Path(os.path.realpath(path, strict=True))
+    except OSError as error:  # it names the path in full from Python 3.13 on, as written before
+        raise OSError(error.errno, error.strerror, str(path)) from error
     if not real.is_relative_to(home.resolve()):
         raise InputError(f"{path} is a link out of the folder: put a copy in its place")
     return real
