@@ -11,18 +11,23 @@ from resnet_flax.data.image_files import (
     printable,
     read_photos,
 )
+from resnet_flax.data.lazy_images import LazyImages
 from resnet_flax.data.load import FOLDER, load_dataset
+from resnet_flax.data.stream import BatchStream, default_workers
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
     "FITS",
     "FOLDER",
     "INTERPOLATIONS",
+    "BatchStream",
     "Dataset",
+    "LazyImages",
     "Photo",
     "Resizing",
     "Splits",
     "bright_border",
+    "default_workers",
     "load_dataset",
     "load_fashion_mnist",
     "printable",

@@ -1,12 +1,13 @@
-"""Labelled images in memory: the parts to train and to test on, and the order of batches."""
+"""Labelled images: the parts to train and to test on, and the order of batches."""
 
 import logging
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnet_flax.data.image_files import Resizing
+from resnet_flax.data.lazy_images import LazyImages
 from resnet_flax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,8 @@ TEST_SHARE = 0.2  # of each class, where the data have no test set of their own
 class Dataset:
     """Labelled images."""
 
-    images: np.ndarray  # uint8, (N, height, width, channels); Fashion-MNIST's are (N, 28, 28, 1)
+    # An array, uint8, (N, height, width, channels), such as (60000, 28, 28, 1), or `LazyImages`.
+    images: Any
     labels: np.ndarray  # int32, (N,), each the index of its class
 
     def __len__(self) -> int:
@@ -26,7 +28,9 @@ class Dataset:
 
     def select(self, which: slice | np.ndarray) -> "Dataset":
         """Returns some of the examples, by a slice or by their indices."""
-        return Dataset(self.images[which], self.labels[which])
+        images = self.images
+        chosen = images.select(which) if isinstance(images, LazyImages) else images[which]
+        return Dataset(chosen, self.labels[which])
 
     def take(self, count: int | None) -> "Dataset":
         """Returns the first `count` examples, or all of them if `count` is None."""

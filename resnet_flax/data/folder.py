@@ -1,14 +1,16 @@
 """A folder of images by class, from anywhere: no link leads out of it unless that is asked for."""
 
 import logging
+import math
 import unicodedata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnet_flax.data.dataset import Dataset, Splits, shuffle, stratified_split
 from resnet_flax.data.image_files import FORMATS, Resizing, listed, printable, read_images
+from resnet_flax.data.lazy_images import CHANNELS, FileStore, LazyImages
 from resnet_flax.errors import InputError, reason
 from resnet_flax.machine.files import expanded, inside
 
@@ -36,19 +38,29 @@ def load_folder(
     seed: int,
     follow_links: bool = False,
     resizing: Resizing | None = None,
+    stream_above: float = math.inf,
+    draft: bool = False,
+    skip_broken: bool = False,
 ) -> Splits:
     """As `load_dataset`, for a folder as of `find_images`."""
     if not path:
         raise InputError("dataset folder:PATH needs the folder's path")
-    files = find_images(expanded(path), follow_links)
+    folder = expanded(path)
+    files = find_images(folder, follow_links)
     if files.num_train is None:
         train, test = stratified_split(files.labels, files.classes, seed, path)
     else:
         parts = np.split(np.arange(len(files.paths)), [files.num_train])
         train, test = (shuffle(part, seed) for part in parts)
     order = np.concatenate([train, test])  # so that each part is a slice, and no copy
-    logger.info(f"{path}: reading {len(order)} images")
-    images = read_images([files.paths[index] for index in order], image_size, resizing)
+    if len(order) * image_size**2 * CHANNELS > stream_above:
+        store = FileStore.of(folder, files.paths)
+        images: Any = LazyImages(store, order, image_size, resizing, draft, skip_broken)
+    else:
+        logger.info(f"{path}: reading {len(order)} images")
+        paths = [files.paths[index] for index in order]
+        images, read = read_images(paths, image_size, resizing, skip_broken)
+        test, order = test[np.isin(test, order[read])], order[read]
     data = Dataset(images, files.labels[order])
     return Splits(*data.hold_out(len(test)), files.classes, resizing=resizing)
 

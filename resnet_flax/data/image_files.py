@@ -9,6 +9,8 @@ A pretrained network's own rule, a `Resizing`, takes the place of both.
 """
 
 import io
+import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +22,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 
 from resnet_flax.errors import InputError, reason
+from resnet_flax.machine.memory import machine_memory
+
+logger = logging.getLogger(__name__)
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG"}
 FITS = ("crop", "pad")
@@ -29,6 +34,7 @@ PNG = b"\x89PNG\r\n\x1a\n"  # how one begins
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that decide them
 MIDDLE = 127
 FAINT = 0.1  # what differs less from a light background is none of the thing
+CROPS_TRIED = 10
 MOST_NAMED = 3  # files in a message
 TURNS: dict[object, Image.Transpose] = {  # EXIF's orientations
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,6 +45,7 @@ TURNS: dict[object, Image.Transpose] = {  # EXIF's orientations
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TURNED = [*TURNS.values()][3:]  # those that swap width and height
 
 AnyPath = str | os.PathLike[str]
 Box = tuple[float, float, float, float]  # left, upper, right, lower
@@ -96,12 +103,15 @@ def read_photos(
             return _padded(_plain(image).convert(mode), shape, dark_background)
         return Photo(cropped(image, shape[1::-1], mode).reshape(shape), inverted=False)
 
-    return _for_each(paths, look)
+    return _all_read(_attempts(paths, look))
 
 
 def read_images(
-    paths: Sequence[AnyPath], largest: int, resizing: Resizing | None = None
-) -> np.ndarray:
+    paths: Sequence[AnyPath],
+    largest: int,
+    resizing: Resizing | None = None,
+    skip_broken: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
     """Reads PNG and JPEG files of any size, mode and depth, to train on.
 
     Images that all are squares of one size, at most ``largest`` pixels, stay as they are. All
@@ -110,15 +120,16 @@ def read_images(
 
     Returns:
         uint8, (N, side, side, C), C being 1 if all images are grey, and 3 otherwise or with a
-        ``resizing``.
+        ``resizing``; and which of the paths they are, (N,): all, unless ``skip_broken`` leaves
+        out what cannot be read, of which the log tells.
 
     Raises:
         InputError: when an image cannot be read, or memory is too small for all; names the files.
     """
-    mend = ": mend or remove what is broken"
-    sizes = _for_each(paths, lambda _, image: image.size, mend)
-    width, height = sizes[0]
-    kept = len(set(sizes)) == 1 and width == height <= largest and not resizing
+    sizes = _attempts(paths, lambda _, image: image.size)
+    known = [size for size in sizes if not isinstance(size, InputError)]
+    width, height = known[0] if known else (largest, largest)
+    kept = len(set(known)) == 1 and width == height <= largest and not resizing
     images = empty_images(len(paths), width if kept else largest)
 
     def decode(number: int, image: Image.Image) -> None:
@@ -127,18 +138,26 @@ def read_images(
         else:
             images[number] = cropped(image, images.shape[1:3])
 
-    _for_each(paths, decode, mend)
-    return images if resizing else without_grey_channels(images)
+    results = _attempts(paths, decode)
+    read = np.array([not isinstance(each, InputError) for each in results])
+    if skip_broken and read.any():
+        if faults := [each for each in results if isinstance(each, InputError)]:
+            logger.warning(f"passed over {len(faults)} of {len(paths)} images: {listed(faults)}")
+        images = images if read.all() else images[read]
+    else:
+        _all_read(results, ": mend or remove what is broken")
+    return images if resizing else without_grey_channels(images), np.flatnonzero(read)
 
 
 def empty_images(count: int, side: int) -> np.ndarray:
     """An array for images, uint8, (count, side, side, 3), if it fits into this machine's memory."""
     needed = count * side * side * 3
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = machine_memory()
     if needed > memory:  # NumPy would be given it, and the process killed when it is filled
         raise InputError(
             f"{count:,} images of {side}x{side} pixels take {needed / 1e9:.0f} GB, more than the "
-            f"{memory / 1e9:.0f} GB of this machine: choose a smaller image size (image_size)"
+            f"{memory / 1e9:.0f} GB of this machine: stream them (`stream`), or choose a smaller "
+            "`image_size`"
         )
     return np.empty((count, side, side, 3), np.uint8)
 
@@ -168,6 +187,70 @@ def resized(image: Image.Image, size: int, resizing: Resizing, mode: str = "RGB"
     return np.asarray(image.crop((left, top, left + size, top + size)).convert(mode))
 
 
+def resized_crop(
+    image: Image.Image,
+    draws: Sequence[float],
+    smallest: float,
+    size: int,
+    interpolation: str = "bilinear",
+    draft: bool = False,
+) -> np.ndarray:
+    """A random part of an image, made square, as torchvision's RandomResizedCrop makes it.
+
+    Args:
+        image: of any mode.
+        draws: random numbers in [0, 1), as many as `random_box` takes.
+        smallest: its share of the area.
+        size: pixels.
+        interpolation: one of `INTERPOLATIONS`.
+        draft: decode a JPEG at a half, a quarter or an eighth, if the part has pixels enough then.
+
+    Returns:
+        uint8, (size, size, 3).
+    """
+    reduced = draft and image.format == "JPEG"
+    if reduced:
+        width, height = image.size
+        turned = _turn(image) in TURNED
+        whole = (height, width) if turned else (width, height)
+        box = random_box(whole, draws, smallest)
+        side = min(box[2] - box[0], box[3] - box[1])
+        image.draft(image.mode, (math.ceil(width * size / side), math.ceil(height * size / side)))
+    image = _plain(image).convert("RGB")
+    method = Image.Resampling[interpolation.upper()]
+    if not reduced:
+        part = image.crop(random_box(image.size, draws, smallest))
+        return np.asarray(part.resize((size, size), method))
+    scale = (image.width / whole[0], image.height / whole[1]) * 2
+    left, top, right, bottom = (n * each for n, each in zip(box, scale, strict=True))
+    return np.asarray(image.resize((size, size), method, (left, top, right, bottom)))
+
+
+def random_box(
+    size: tuple[int, int], draws: Sequence[float], smallest: float
+) -> tuple[int, int, int, int]:
+    """A box in an image of (width, height), distributed as torchvision's RandomResizedCrop has it.
+
+    It has a share of the area that is uniform between the ``smallest`` and 1, and sides whose
+    ratio's logarithm is uniform between those of 3/4 and 4/3 (Szegedy et al., 2015,
+    arXiv:1409.4842). Both are drawn anew while the box does not fit; after `CROPS_TRIED` times it
+    is the largest in the middle.
+    """
+    width, height = size
+    for attempt in range(CROPS_TRIED):
+        share, ratio, left, top = draws[4 * attempt : 4 * attempt + 4]
+        area = width * height * (smallest + (1 - smallest) * share)
+        aspect = math.exp((2 * ratio - 1) * math.log(4 / 3))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+            return x, y, x + w, y + h
+    w = min(width, round(height * 4 / 3))
+    h = min(height, round(width * 4 / 3))
+    x, y = (width - w) // 2, (height - h) // 2
+    return x, y, x + w, y + h
+
+
 def without_grey_channels(images: np.ndarray) -> np.ndarray:
     """Keeps one of three channels if they are the same in all images (N, H, W, 3)."""
     grey = all((image == image[..., :1]).all() for image in images)
@@ -194,49 +277,63 @@ def listed(things: Sequence[object]) -> str:
     return ", ".join(printable(str(thing)) for thing in things[:MOST_NAMED]) + more
 
 
-def _for_each(
-    paths: Sequence[AnyPath], look: Callable[[int, Image.Image], T], mend: str = ""
-) -> list[T]:
-    """Opens the files, and calls a function with the number and the image of each."""
+def look_at(name: str, file: Path | bytes, look: Callable[[Image.Image], T]) -> T:
+    """Opens an image, from a file or its content, and returns what a function makes of it.
+
+    Raises:
+        InputError: when it cannot be read, with its name and why.
+    """
+    try:
+        if isinstance(file, Path) and not file.is_file():  # reading a pipe would wait for ever
+            raise InputError("not a file" if file.exists() else "no such file")
+        with _opened(file) as image:
+            width, height = image.size
+            if width * height > LARGEST:
+                raise InputError(f"{width}x{height} pixels, more than {LARGEST:,}")
+            return look(image)
+    except UnidentifiedImageError:
+        why = "not a PNG or JPEG image"
+    except Image.DecompressionBombError:  # of twice as many
+        why = f"more than {LARGEST:,} pixels"
+    except Exception as error:  # Pillow raises errors of many kinds on damaged files
+        why = reason(error)
+    raise InputError(f"{printable(name)} ({why})")
+
+
+def _attempts(
+    paths: Sequence[AnyPath], look: Callable[[int, Image.Image], T]
+) -> list[T | InputError]:
+    """What a function makes of the number and the image of each file, or why it could not."""
 
     def attempt(number: int) -> T | InputError:
-        path = Path(paths[number])
+        path = paths[number]
         try:
-            if not path.is_file():  # reading a pipe would wait for ever
-                raise InputError("not a file" if path.exists() else "no such file")
-            with _opened(path) as image:
-                width, height = image.size
-                if width * height > LARGEST:
-                    raise InputError(f"{width}x{height} pixels, more than {LARGEST:,}")
-                return look(number, image)
-        except UnidentifiedImageError:
-            why = "not a PNG or JPEG image"
-        except Image.DecompressionBombError:  # of twice as many
-            why = f"more than {LARGEST:,} pixels"
-        except Exception as error:  # Pillow raises errors of many kinds on damaged files
-            why = reason(error)
-        return InputError(f"{printable(paths[number])} ({why})")
+            return look_at(os.fspath(path), Path(path), lambda image: look(number, image))
+        except InputError as error:
+            return error
 
     # Pillow warns of odd files.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
-        results = list(pool.map(attempt, range(len(paths))))
+        return list(pool.map(attempt, range(len(paths))))
+
+
+def _all_read(results: Sequence[T | InputError], mend: str = "") -> list[T]:
     if faults := [each for each in results if isinstance(each, InputError)]:
-        count = f"{len(faults)} of {len(paths)} images: " if len(paths) > 1 else ""
+        count = f"{len(faults)} of {len(results)} images: " if len(results) > 1 else ""
         raise InputError(f"cannot read {count}{listed(faults)}{mend}")
     return [each for each in results if not isinstance(each, InputError)]
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(file: Path | bytes) -> Image.Image:
     """The image in a file; of a PNG that Pillow refuses, without its metadata."""
     formats = tuple({*FORMATS.values()})
     try:
-        return Image.open(path, formats=formats)
+        return Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats)
     except (UnidentifiedImageError, ValueError):  # a profile too large for Pillow, a wrong checksum
-        with path.open("rb") as file:
-            if file.read(len(PNG)) != PNG:
-                raise
-            content = file.read()
-        chunks, place = [PNG], 0
+        content = file.read_bytes() if isinstance(file, Path) else file
+        if not content.startswith(PNG):
+            raise
+        chunks, place = [PNG], len(PNG)
         while place < len(content):
             end = place + 12 + int.from_bytes(content[place : place + 4], "big")
             if content[place + 4 : place + 8] in PIXELS:
@@ -266,12 +363,16 @@ def _plain(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """An image as it is meant to be seen; as it lies, if its metadata are damaged."""
     image.load()  # a damaged picture stays an error
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
     # Pillow's exif_transpose also rewrites the metadata, and fails on entries of the wrong type.
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # of many kinds
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _padded(image: Image.Image, shape: tuple[int, int, int], dark_background: bool) -> Photo:

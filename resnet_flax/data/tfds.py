@@ -5,12 +5,15 @@ import difflib
 import importlib.util
 import io
 import logging
+import math
 import os
 import re
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,10 @@ import numpy as np
 from PIL import Image
 
 from resnet_flax.data.dataset import Dataset, Splits, stratified_split
-from resnet_flax.data.image_files import cropped, empty_images, without_grey_channels
+from resnet_flax.data.image_files import Resizing, cropped, empty_images, without_grey_channels
+from resnet_flax.data.lazy_images import CHANNELS, LazyImages
 from resnet_flax.errors import InputError, reason
-from resnet_flax.machine.files import expanded
+from resnet_flax.machine.files import expanded, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")
 NETWORK_TIMEOUT = 10  # seconds without an answer; TFDS would retry for minutes, then wait forever
 # Decoded at a time: array_record reads in bulk, and large images should not all be in memory.
 EXAMPLES_AT_ONCE = 1000
+LABELS = "labels.npy"
 
 
 def tfds_folder(data_dir: Path | None) -> Path:
@@ -37,7 +42,70 @@ def tfds_folder(data_dir: Path | None) -> Path:
     return expanded(data_dir or default, "give `data_dir`, or set TFDS_DATA_DIR")
 
 
-def load_tfds(name: str, folder: Path, image_size: int, seed: int) -> Splits:
+@dataclass(frozen=True)
+class RecordStore:
+    """Encoded images in the ArrayRecord files that TFDS has prepared.
+
+    Attributes:
+        data_path: the prepared folder.
+        splits: those whose images these are, one split after the other.
+        sizes: how many images each has.
+        key: of the image in an example.
+    """
+
+    data_path: Path
+    splits: list[str]
+    sizes: list[int]
+    key: str
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def read(self, index: int) -> tuple[str, bytes]:
+        """As `resnet_flax.data.lazy_images.Store`."""
+        number = 0
+        while index >= self.sizes[number]:
+            index -= self.sizes[number]
+            number += 1
+        name = f"image {index} of {self.splits[number]} in {self.data_path}"
+        try:
+            return name, self._sources[number][index][self.key]
+        except Exception as error:  # TFDS and array_record raise errors of many kinds
+            raise InputError(f"{name} ({reason(error)})") from error
+
+    def read_labels(self, key: str) -> np.ndarray:
+        """All labels, int32 (N,), without decoding an image."""
+        labels = [
+            example[key]
+            for source in self._sources
+            for start in range(0, len(source), EXAMPLES_AT_ONCE)
+            for example in source.__getitems__(
+                range(start, min(start + EXAMPLES_AT_ONCE, len(source)))
+            )
+        ]
+        return np.array(labels, np.int32)
+
+    @cached_property
+    def _sources(self) -> list[Any]:
+        with quiet_tfds() as tfds:
+            builder = tfds.builder_from_directory(self.data_path)
+            decoders = {self.key: tfds.decode.SkipDecoding()}
+            return [builder.as_data_source(split, decoders=decoders) for split in self.splits]
+
+    def __getstate__(self) -> dict[str, Any]:  # each process opens the files itself
+        return {name: value for name, value in vars(self).items() if name != "_sources"}
+
+
+def load_tfds(
+    name: str,
+    folder: Path,
+    image_size: int,
+    seed: int,
+    stream_above: float = math.inf,
+    resizing: Resizing | None = None,
+    draft: bool = False,
+    skip_broken: bool = False,
+) -> Splits:
     """As `load_dataset`; prepares the set first, if TFDS can do so here."""
     with quiet_tfds() as tfds:
         builder = _builder(tfds, name, folder)
@@ -47,8 +115,16 @@ def load_tfds(name: str, folder: Path, image_size: int, seed: int) -> Splits:
         test_name = next((each for each in ("test", "validation") if each in given), None)
         splits = ["train", test_name] if test_name else ["train"]
         keys = _keys(tfds, builder, name)
-        logger.info(f"{name}: decoding {builder.data_path}")
-        data = _read(builder, splits, keys, image_size)
+        sizes = [given[split].num_examples for split in splits]
+        if sum(sizes) * image_size**2 * CHANNELS > stream_above:
+            store = RecordStore(Path(builder.data_path), splits, sizes, keys[0])
+            images = LazyImages(
+                store, np.arange(len(store)), image_size, resizing, draft, skip_broken
+            )
+            data = Dataset(images, _labels(builder, store, keys[1]))
+        else:
+            logger.info(f"{name}: decoding {builder.data_path}")
+            data = _read(builder, splits, keys, image_size)
         classes = tuple(builder.info.features[keys[1]].names)
     if data.labels.min() < 0:
         raise InputError(f"{name}: there are images without a label in {' or '.join(splits)}")
@@ -138,6 +214,31 @@ def _keys(tfds: Any, builder: Any, name: str) -> tuple[str, str]:
         f"{name} is not a set of images by class: TFDS describes its examples as "
         f"{' '.join(str(features).split())[:200]}"
     )
+
+
+def _labels(builder: Any, store: RecordStore, key: str) -> np.ndarray:
+    """All labels, which take ImageNet minutes to read, and are kept beside its files for that."""
+    if builder.info.file_format.value != "array_record":
+        raise InputError(
+            f"{store.data_path} is too large for memory, and its {builder.info.file_format.value} "
+            "files cannot be read in any order: prepare it with `--file_format=array_record`"
+        )
+    kept = store.data_path / LABELS
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        labels = np.load(kept)
+        if labels.shape == (len(store),) and labels.dtype == np.int32:
+            return labels
+    logger.info(f"reading the labels in {store.data_path}")
+    try:
+        labels = store.read_labels(key)
+    except Exception as error:  # TFDS and array_record raise errors of many kinds
+        raise InputError(f"cannot read {store.data_path} ({reason(error)})") from error
+    try:
+        with whole_file(kept) as unfinished, unfinished.open("wb") as file:
+            np.save(file, labels)
+    except InputError as error:
+        logger.warning(f"labels not kept: {error}")
+    return labels
 
 
 def _read(builder: Any, splits: list[str], keys: tuple[str, str], image_size: int) -> Dataset:

@@ -5,6 +5,7 @@ devices: gradients, losses, and the statistics of the batch normalisations, whic
 whole batch on any number of devices. A run may be of several processes, on one machine or on many.
 """
 
+import math
 import os
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_flax.errors import InputError, reason
+from resnet_flax.machine.memory import machine_memory
 
 # Number of processes, as the launchers that JAX knows say it.
 LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
@@ -69,6 +71,34 @@ def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Where `split_batch` places batches of that shape."""
     along = "data" if shape[-1] % mesh.size == 0 else None
     return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 1), along))
+
+
+def local_rows(size: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a batch of that size this process's devices get, ascending."""
+    needed = np.zeros(size, bool)
+    places = batch_sharding((size,), mesh).addressable_devices_indices_map((size,))
+    for rows in places.values():
+        needed[rows] = True
+    return np.flatnonzero(needed)
+
+
+def split_rows(local: np.ndarray, size: int, mesh: Mesh) -> jax.Array:
+    """A batch of that size, (size, ...), of which each process has its `local_rows`."""
+    mine = local_rows(size, mesh)
+
+    def rows(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(size)
+        first = np.searchsorted(mine, start)
+        return local[first : first + stop - start]
+
+    shape, sharding = (size, *local.shape[1:]), batch_sharding((size,), mesh)
+    return jax.make_array_from_callback(shape, sharding, rows)
+
+
+def memory() -> float:
+    """Bytes of the smaller of this machine's memory and that of one of its devices."""
+    known = [device.memory_stats() or {} for device in jax.local_devices()]
+    return min(machine_memory(), *(each.get("bytes_limit", math.inf) for each in known))
 
 
 def any_process(flag: bool) -> bool:

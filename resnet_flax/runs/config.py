@@ -56,6 +56,24 @@ class TrainConfig:
         "fashion_mnist",
     )
     follow_links: bool = _flag("let links in folder:PATH lead out of it", False)
+    stream: str = _flag(
+        "decode images while training, in the place of keeping all in memory: auto, where they "
+        "would take more than a quarter of it; always; or never",
+        "auto",
+        choices=("auto", "always", "never"),
+    )
+    workers: int | None = _flag(
+        "processes that decode streamed images; 0 does it in threads of this one (default: as many "
+        "as there are cores, at most 16)",
+        at_least=0,
+        at_most=1000,
+    )
+    draft: bool = _flag(
+        "decode large streamed JPEGs at a half, quarter or eighth of their size where a random "
+        "crop has pixels enough then: quicker, and other pixels",
+        False,
+    )
+    skip_broken: bool = _flag("go on without images that cannot be read, and tell of them", False)
     init: str | None = _flag(
         "start from a pretrained network, by a name such as timm/resnet18.a1_in1k or "
         "torchvision/resnet50 or by its folder, and take its architecture, image size and "
@@ -141,6 +159,10 @@ class TrainConfig:
                 raise InputError(f"{name} must be at most {rule['at_most']}, not {value}")
         if not math.isfinite(self.checkpoint_seconds):
             raise InputError("`checkpoint_seconds` must be finite")
+        if self.stream == "always" and self.dataset == "fashion_mnist":
+            raise InputError(
+                "`stream` always is for folders and other TFDS sets than fashion_mnist"
+            )
         processes = (self.coordinator, self.num_processes, self.process_id)
         if len({value is None for value in processes}) > 1:
             raise InputError("`coordinator`, `num_processes` and `process_id` belong together")

@@ -64,11 +64,12 @@ def plot_predictions(
     The images are uint8, (N, H, W, C), C being 1 or 3; the answers are the predicted labels.
     """
     names, style = _drawable([_shortened(name) for name in classes])
-    shown = range(min(len(images), ROWS * COLUMNS))
+    shown = np.arange(min(len(images), ROWS * COLUMNS))
     right = [labels[index] == answers[index] for index in shown]
     marks = ["" if fine else "✗ " for fine in right]  # for those who see no red
     titles = [f"{names[labels[i]]}\n{marks[i]}{names[answers[i]]}" for i in shown]
-    _plot_images(images, titles, right, "first the true class, then the predicted", path, style)
+    heading = "first the true class, then the predicted"
+    _plot_images(images[shown], titles, right, heading, path, style)
 
 
 def plot_mistakes(

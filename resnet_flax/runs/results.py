@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_flax.data import Dataset
+from resnet_flax.data import Dataset, LazyImages
 from resnet_flax.inference.predict import compute_logits
 from resnet_flax.inference.pretrained import Network, save_weights
 from resnet_flax.inference.scores import score, softmax
@@ -38,6 +38,9 @@ def write_results(
 
     images, labels, classes = test_data.images, test_data.labels, network.classes
     logits = compute_logits(network, variables, images)
+    if isinstance(images, LazyImages) and images.broken:
+        kept = np.setdiff1d(np.arange(len(images)), [*images.broken])
+        images, labels, logits = images.select(kept), labels[kept], logits[kept]
     scores, probabilities = score(logits, labels), softmax(logits)
     plot_confusion(scores.confusion, classes, folder / CONFUSION)
     plot_predictions(images, labels, logits.argmax(-1), classes, folder / PREDICTIONS)

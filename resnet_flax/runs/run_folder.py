@@ -24,7 +24,7 @@ PREDICTIONS, MISTAKES = "predictions.png", "mistakes.png"
 START_FIELDS = {"run_dir", "resume", "coordinator", "num_processes", "process_id"}
 # Fields that a resumed run may change without becoming another run; the epochs decide a schedule.
 FREE_FIELDS = {"epochs", "data_dir", "checkpoint_seconds", "tensorboard", "deterministic"}
-FREE_FIELDS |= {"follow_links", *START_FIELDS}
+FREE_FIELDS |= {"follow_links", "workers", "skip_broken", *START_FIELDS}
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -47,7 +47,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     differing = [
         f"`{name}` {there[name]!r:.60} there, {value!r} here"
         for name, value in here.items()
-        if name in config.given - free and there[name] != value
+        if name in config.given - free and there[name] != value and value != "auto"
     ]
     if differing:
         raise InputError(f"cannot resume {folder}, whose run differs: {'; '.join(differing)}")

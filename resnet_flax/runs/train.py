@@ -2,16 +2,28 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from resnet_flax.data import Resizing, Splits, bright_border, load_dataset, shuffled_batches
+from resnet_flax.data import (
+    BatchStream,
+    LazyImages,
+    Resizing,
+    Splits,
+    bright_border,
+    default_workers,
+    load_dataset,
+    shuffled_batches,
+)
 from resnet_flax.inference.pretrained import Network, read_network, read_tensors
-from resnet_flax.machine.devices import data_mesh, join_processes, replicate
+from resnet_flax.machine.devices import data_mesh, join_processes, local_rows, memory, replicate
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs, start_backend
 from resnet_flax.nn.preprocessing import IMAGENET_NORMALIZATION, Normalization
@@ -22,14 +34,17 @@ from resnet_flax.runs.plotting import plot_curves
 from resnet_flax.runs.results import write_results
 from resnet_flax.runs.run_folder import CARD, CHECKPOINTS, CURVES, open_run, resolve, write_metrics
 from resnet_flax.runs.tensorboard import import_tensorboard, write_events
+from resnet_flax.training.feed import Feed, ResidentFeed, StreamedFeed
 from resnet_flax.training.loop import Job, check_batches, fit
 from resnet_flax.training.position import EpochResult, Position
 from resnet_flax.training.progress import Progress
 from resnet_flax.training.recipes import RECIPES, build_optimizer, freeze
-from resnet_flax.training.step import Images, TrainState, create_train_state
+from resnet_flax.training.step import Images, TrainState, create_train_state, whole_share
 from resnet_flax.weights import load_safetensors, start_from
 
 logger = logging.getLogger(__name__)
+
+SAMPLE = 256  # images that tell how bright those on the disk are
 
 
 class Run(NamedTuple):
@@ -76,25 +91,23 @@ def train(
     pretrained = read_network(config.init) if config.init and config.from_network else None
     model, config = choose_model(config, pretrained)
     data = load_data(config, resizing_for(config.image_size, pretrained))
+    if config.stream == "auto":  # what a resumed run does too, on any machine
+        streamed = isinstance(data.train.images, LazyImages)
+        config = dataclasses.replace(config, stream="always" if streamed else "never")
     model = model.clone(num_classes=len(data.classes), frozen_stages=config.freeze_stages)
     normalization = choose_normalization(config, pretrained, data.train.images.shape[-1])
 
-    def batches(epoch: int) -> list[np.ndarray]:
-        return shuffled_batches(len(data.train), config.batch_size, seed=config.seed, epoch=epoch)
-
-    check_batches(batches(1), config.image_size, model.total_stride)
     inputs = {"image_size": config.image_size, "normalization": normalization}
     job = Job(
-        train_set=Images.place(data.train.images, data.train.labels, mesh),
-        test_set=Images.place(data.test.images, data.test.labels, mesh),
-        batches=batches,
+        feed=feed_of(config, data, mesh),
         epochs=config.epochs,
-        step_options={**inputs, **recipe.step_options()},
+        step_options={**inputs, **step_options(config, data)},
         eval_options={**inputs, "flip": recipe.flip_test},
         mesh=mesh,
         seconds_between_checkpoints=config.checkpoint_seconds,
     )
-    state = initial_state(config, model, job)
+    check_batches(job.feed.sizes, config.image_size, model.total_stride)
+    state = initial_state(config, model, data, len(job.feed.sizes))
     network = describe_network(config, model, data, normalization)
     folder = open_run(config, network.as_json()) if first else None
     with Checkpoints(folder / CHECKPOINTS if folder else None) as checkpoints:
@@ -174,6 +187,9 @@ def load_data(config: TrainConfig, resizing: Resizing | None = None) -> Splits:
         seed=config.seed,
         follow_links=config.follow_links,
         resizing=resizing,
+        stream_above={"always": 0, "never": math.inf}.get(config.stream, memory() / 4),
+        draft=config.draft,
+        skip_broken=config.skip_broken,
     )
     train_data, test_data = data.train, data.test
     if config.validation_examples:
@@ -182,20 +198,64 @@ def load_data(config: TrainConfig, resizing: Resizing | None = None) -> Splits:
     return data._replace(train=train_data, test=test_data.take(config.test_examples))
 
 
-def initial_state(config: TrainConfig, model: ResNet, job: Job) -> TrainState:
-    """The state that training begins with."""
-    recipe = RECIPES[config.recipe]
-    steps = config.epochs * len(job.batches(1))
-    optimizer = freeze(build_optimizer(recipe, config.learning_rate, steps), model)
+def feed_of(config: TrainConfig, data: Splits, mesh: Mesh) -> Feed:
+    """The batches: of sets on the devices, or of images that stay on the disk."""
+    if not isinstance(data.train.images, LazyImages):
+
+        def batches(epoch: int) -> list[np.ndarray]:
+            return shuffled_batches(
+                len(data.train), config.batch_size, seed=config.seed, epoch=epoch
+            )
+
+        train, test = (Images.place(each.images, each.labels, mesh) for each in data[:2])
+        return ResidentFeed(train, test, batches, mesh)
+    sizes = [config.batch_size] * (len(data.train) // config.batch_size)
+    if rest := len(data.train) % config.batch_size:
+        sizes.append(rest)
+    test_size = whole_share(sizes[0], mesh)
+    stream = BatchStream(
+        data.train,
+        data.test,
+        config.epochs,
+        config.batch_size,
+        test_size,
+        config.seed,
+        RECIPES[config.recipe].random_resized_crop,
+        {size: local_rows(size, mesh) for size in {*sizes, test_size}},
+    )
+    workers = default_workers() if config.workers is None else config.workers
+    return StreamedFeed(
+        partial(stream.read, workers=workers),
+        sizes,
+        stream.test_steps,
+        data.train.images.shape[1:],
+        mesh,
+        config.skip_broken,
+    )
+
+
+def step_options(config: TrainConfig, data: Splits) -> dict[str, Any]:
+    """What the recipe does in a step: images from the disk are cropped already."""
+    options = RECIPES[config.recipe].step_options()
+    if isinstance(data.train.images, LazyImages):
+        options["random_resized_crop"] = 0.0
+    return options
+
+
+def initial_state(config: TrainConfig, model: ResNet, data: Splits, steps: int) -> TrainState:
+    """The state that training begins with; ``steps`` are those of an epoch."""
+    recipe, examples = RECIPES[config.recipe], (data.train.images, data.train.labels)
+    optimizer = build_optimizer(recipe, config.learning_rate, config.epochs * steps)
+    optimizer = freeze(optimizer, model)
     variables = None
     if config.init:
         read = read_tensors if config.from_network else load_safetensors
         tensors = read(config.init)
-        channels = job.train_set.images.shape[-1]
+        channels = data.train.images.shape[-1]
         variables = start_from(config.init, tensors, model, channels=channels, seed=config.seed)
     average = recipe.average_decay > 0
     return create_train_state(
-        model, optimizer, job.train_set, config.seed, average=average, variables=variables
+        model, optimizer, examples, config.seed, average=average, variables=variables
     )
 
 
@@ -203,13 +263,14 @@ def describe_network(
     config: TrainConfig, model: ResNet, data: Splits, normalization: Normalization | None
 ) -> Network:
     """What a run tells of its network."""
+    images, in_memory = data.train.images, isinstance(data.train.images, np.ndarray)
     return Network(
         model=model,
         classes=data.classes,
         image_shape=data.train.images.shape[1:],
         image_size=config.image_size,
         flip=RECIPES[config.recipe].flip_test,
-        dark_background=not bright_border(data.train.images),
+        dark_background=not bright_border(images if in_memory else images[:SAMPLE]),
         dataset=config.dataset,
         seed=config.seed,
         fit=data.fit,

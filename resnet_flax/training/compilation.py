@@ -1,17 +1,17 @@
 """The compiled programs of a run: which there are, and which are made when."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from resnet_flax.machine.devices import batch_sharding, replicate, replicated
+from resnet_flax.machine.devices import replicate, replicated
+from resnet_flax.training.feed import Feed
 from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.step import Images, TrainState, eval_by_index, train_steps, whole_share
+from resnet_flax.training.step import TrainState
 
 EVALUATION = "evaluation"
 
@@ -66,26 +66,21 @@ class Programs:
 
 def compile_programs(
     state: TrainState,
-    train_set: Images,
-    test_set: Images,
-    shapes: Iterable[tuple[int, ...]],
-    batch_size: int,
+    feed: Feed,
+    done: int,
     *,
     mesh: Mesh,
     step_options: Mapping[str, Any],
     eval_options: Mapping[str, Any],
     wanted: Callable[[], bool] = lambda: True,
 ) -> Programs:
-    """Compiles `train_steps` for each shape of the batches, and the evaluation, ahead of time.
+    """Compiles the steps for each shape of the batches, and the evaluation, ahead of time.
 
     Args:
-        state: placed on the mesh, as are both sets.
-        train_set: the training set.
-        test_set: the test set.
-        shapes: (S, B), steps in a call and images in a step; the first to be used first. They are
-            the programs' names.
-        batch_size: images at a time in `resnet_flax.training.evaluate`, whose program's name is
-            `EVALUATION`.
+        state: placed on the mesh.
+        feed: tells the programs' arguments; the shapes of its calls are their names, and
+            `EVALUATION` is that of the evaluation's.
+        done: steps of the epoch under way that are done already.
         mesh: the devices.
         step_options: of `resnet_flax.training.train_step`.
         eval_options: of `resnet_flax.training.eval_step`.
@@ -93,26 +88,24 @@ def compile_programs(
     """
     everywhere = replicated(mesh)  # left to itself, the compiler might split the state
     train = jax.jit(
-        partial(train_steps, **step_options), donate_argnums=0, out_shardings=everywhere
+        partial(feed.train_step, **step_options), donate_argnums=0, out_shardings=everywhere
     )
-    test = jax.jit(partial(eval_by_index, **eval_options), out_shardings=everywhere)
+    test = jax.jit(partial(feed.eval_step, **eval_options), out_shardings=everywhere)
     # The state's buffers are gone after the first call, its shapes are not.
-    state, metrics, train_set, test_set = jax.tree.map(
+    state, metrics, train_arguments, test_arguments = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
             array.shape, array.dtype, sharding=array.sharding, weak_type=array.weak_type
         ),
-        (state, replicate(Metrics.empty(), mesh), train_set, test_set),
+        (
+            state,
+            replicate(Metrics.empty(), mesh),
+            feed.train_arguments(done),
+            feed.test_arguments(),
+        ),
     )
-
-    def batch(shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(shape, mesh))
-
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     lower: dict[Hashable, Callable[[], jax.stages.Lowered]] = {
-        shape: partial(train.lower, state, metrics, train_set, batch(shape), count)
-        for shape in shapes
+        shape: partial(train.lower, state, metrics, *arguments)
+        for shape, arguments in train_arguments.items()
     }
-    share = (whole_share(batch_size, mesh),)
-    indices, weights = batch(share), batch(share, jnp.float32)
-    lower[EVALUATION] = partial(test.lower, state, metrics, test_set, indices, weights)
+    lower[EVALUATION] = partial(test.lower, state, metrics, *test_arguments)
     return Programs(lower, wanted)

@@ -11,6 +11,7 @@ import jax
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as notebook_tqdm
 
+from resnet_flax.training.feed import Feed
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import EpochResult
 
@@ -20,6 +21,7 @@ SECONDS_BETWEEN_LINES = 60.0
 COMPILATIONS_TO_SETTLE = 3
 SECONDS_OF_ESTIMATE = 10.0
 LONG_RUN_SECONDS = 600.0
+WORTH_A_WORD = 0.1  # of the time
 CHEAP_IMAGE_SIZE = 28  # Fashion-MNIST's own
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class Progress:
         # Of several processes the first alone speaks.
         self.shown = jax.process_index() == 0 and (terminal or issubclass(tqdm, notebook_tqdm))
         self.settles_at = 0.0  # on time.perf_counter's clock
-        self.estimated = False
+        self.estimated = self.told_of_waiting = False
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
@@ -56,16 +58,17 @@ class Progress:
 
     @contextmanager
     def epoch(
-        self, epoch: int, sizes: list[int], done: int = 0
+        self, epoch: int, feed: Feed, done: int = 0
     ) -> Iterator[Callable[[int, Metrics], None]]:
         """Reports one epoch; yields the callback for each step.
 
         Args:
             epoch: its number.
-            sizes: of its batches.
+            feed: tells the sizes of its batches, and how long the devices waited for them.
             done: how many of them are finished already.
         """
         started = last_line = time.perf_counter()
+        sizes, waited_before = feed.sizes, feed.waited
         title = f"epoch {epoch}/{self.epochs}"
         settled, settled_at = done, started
         remaining_epochs = (self.epochs - epoch) * sum(sizes)
@@ -86,9 +89,11 @@ class Progress:
                 now = time.perf_counter()
                 rate = sum(sizes[done:finished]) / (now - started)
                 examples_left = remaining_epochs + sum(sizes) - int(metrics.count)
+                share = (feed.waited - waited_before) / (now - started)
+                waiting = f", {share:.0%} waiting for images" if feed.waited else ""
                 figures = (
                     f"loss {metrics.loss:.3f}, acc {metrics.accuracy:.3f}, "
-                    f"{rate:.1f} examples/s, {duration(examples_left / rate)} left"
+                    f"{rate:.1f} examples/s{waiting}, {duration(examples_left / rate)} left"
                 )
                 bar.set_postfix_str(figures, refresh=False)
                 bar.update(finished - bar.n)
@@ -107,6 +112,14 @@ class Progress:
                     logger.info(f"{title}, step {finished}/{len(sizes)}: {figures}")
 
             yield on_step
+        share = (feed.waited - waited_before) / (time.perf_counter() - started)
+        if share > WORTH_A_WORD and not self.told_of_waiting:
+            self.told_of_waiting = True
+            logger.warning(
+                f"the input is the bottleneck: the devices waited for images {share:.0%} of the "
+                "time; a quicker disk, smaller images in the files, more `workers` and more cores "
+                "for them, or `draft` would help"
+            )
 
 
 def final_report(results: list[EpochResult], device: str) -> str:

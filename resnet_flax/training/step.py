@@ -5,7 +5,7 @@ whole data set fits there (`Images`), steps by index gather their batches, so th
 from host to device during training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -298,8 +298,6 @@ def evaluate(
     normalization: Normalization | None = None,
     flip: bool = False,
     mesh: Mesh | None = None,
-    step: Callable[..., Metrics] | None = None,
-    before_batch: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """Loss and accuracy over a whole data set, in eval mode, each sample counted once.
 
@@ -311,23 +309,25 @@ def evaluate(
         normalization: of their channels, scaled to [0, 1].
         flip: average each image's logits with those of its mirror image.
         mesh: the devices that share the work, if there are several.
-        step: `eval_by_index`, compiled with these options.
-        before_batch: called before each batch; it may raise.
     """
     mesh = mesh or data_mesh()
     options = {"image_size": image_size, "normalization": normalization, "flip": flip}
-    step = step or partial(eval_by_index, **options)
-    batch_size = whole_share(batch_size, mesh)
     metrics = replicate(Metrics.empty(), mesh)
-    count = len(data.labels)
+    for arguments in evaluation_batches(data, batch_size, mesh):
+        metrics = eval_by_index(state, metrics, *arguments, **options)
+    return metrics
+
+
+def evaluation_batches(
+    data: Images, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[Images, jax.Array, jax.Array]]:
+    """Yields what `eval_by_index` takes of a data set, batch by batch."""
+    batch_size, count = whole_share(batch_size, mesh), len(data.labels)
     for start in range(0, count, batch_size):
-        before_batch()
         wanted = np.arange(start, start + batch_size, dtype=np.int32)
         # Padding keeps one compiled shape; in eval mode a sample cannot touch another's logits.
         weights = split_batch((wanted < count).astype(np.float32), mesh)
-        indices = split_batch(np.minimum(wanted, count - 1), mesh)
-        metrics = step(state, metrics, data, indices, weights)
-    return metrics
+        yield data, split_batch(np.minimum(wanted, count - 1), mesh), weights
 
 
 def whole_share(batch_size: int, mesh: Mesh) -> int:

@@ -11,13 +11,17 @@ from PIL import Image, ImageOps
 
 from resnet_flax.data import bright_border, image_files, read_photos
 from resnet_flax.data.folder import find_images
-from resnet_flax.data.image_files import Photo, read_images
+from resnet_flax.data.image_files import Photo
 from resnet_flax.errors import InputError
 from resnet_flax.nn.preprocessing import resize
 from tests.support.finished_run import random_images
 from tests.support.image_files import random_image, refused, write_classes
 
 # --- To train on.
+
+
+def read_images(paths, largest):
+    return image_files.read_images(paths, largest)[0]
 
 
 def read_one(
@@ -236,8 +240,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
 
 def test_more_images_than_memory(tmp_path, monkeypatch):
     write_classes(tmp_path)
-    pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 1000}
-    monkeypatch.setattr(image_files.os, "sysconf", pages.get)
+    monkeypatch.setattr(image_files, "machine_memory", lambda: 1000)
     assert "10 images of 8x8 pixels take" in refused(tmp_path)
 
 

@@ -66,7 +66,7 @@ def test_a_photo_is_fitted_as_the_training_images_were(fit, tmp_path):
     variables = write_pretrained(tmp_path / "run", network)
     path = tmp_path / "lying.png"
     random_image(0, (60, 30)).save(path)
-    trained = read_images([path], 28)
+    trained, _ = read_images([path], 28)
     shares = softmax(compute_logits(network, variables, trained))[0]
     (found,) = predict(tmp_path / "run", [path])
     expected = [(network.classes[i], shares[i]) for i in np.argsort(-shares)[:3]]

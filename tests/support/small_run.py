@@ -14,6 +14,7 @@ from resnet_flax.nn.resnet import ResNet
 from resnet_flax.runs.checkpoints import Checkpoints
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.run_folder import CHECKPOINTS, open_run
+from resnet_flax.training.feed import ResidentFeed
 from resnet_flax.training.loop import Job, train_epoch
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import EpochResult, Position
@@ -45,11 +46,16 @@ def new_state(
     return create_train_state(MODEL, optimizer or SGD, data, seed, average=average)
 
 
+def feed_of(data: Images, batch_size: int) -> ResidentFeed:
+    def batches(epoch: int) -> list[np.ndarray]:
+        return shuffled_batches(len(data.labels), batch_size, seed=0, epoch=epoch)
+
+    return ResidentFeed(data, data, batches, data_mesh())
+
+
 def new_job(data: Images, batch_size: int, **changes: Any) -> Job:
     job = Job(
-        train_set=data,
-        test_set=data,
-        batches=lambda epoch: shuffled_batches(len(data.labels), batch_size, seed=0, epoch=epoch),
+        feed=feed_of(data, batch_size),
         epochs=1,
         step_options={"image_size": IMAGE_SIZE, **RECIPES["d2l"].step_options()},
         eval_options={"image_size": IMAGE_SIZE},

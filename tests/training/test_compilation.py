@@ -10,7 +10,7 @@ from resnet_flax.machine.devices import data_mesh
 from resnet_flax.training.compilation import EVALUATION, Programs, compile_programs
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import eval_by_index
-from tests.support.small_run import IMAGE_SIZE, new_state, random_data, steps
+from tests.support.small_run import IMAGE_SIZE, feed_of, new_state, random_data, steps
 
 
 def test_the_programs_are_the_steps_and_the_evaluation():
@@ -22,10 +22,8 @@ def test_the_programs_are_the_steps_and_the_evaluation():
 
     programs = compile_programs(
         new_state(data, optimizer),
-        data,
-        data,
-        {(1, 8): None, (1, 4): None},
-        8,
+        feed_of(data, 8),
+        0,
         mesh=data_mesh(),
         step_options={"image_size": IMAGE_SIZE},
         eval_options={"image_size": IMAGE_SIZE},

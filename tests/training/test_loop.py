@@ -12,9 +12,9 @@ import pytest
 
 from resnet_flax.errors import TrainingError
 from resnet_flax.machine.interruption import Interrupted, Interruption
-from resnet_flax.training import loop
+from resnet_flax.training import feed, loop
 from resnet_flax.training.compilation import compile_programs
-from resnet_flax.training.loop import fit, stack_batches
+from resnet_flax.training.loop import fit
 from resnet_flax.training.position import Position
 from resnet_flax.training.progress import Progress
 from resnet_flax.training.recipes import RECIPES, build_optimizer
@@ -150,18 +150,18 @@ def test_an_accelerator_gets_several_steps_at_once(monkeypatch):
     batches = [np.arange(8) + row for row in range(5)] + [np.arange(3)]
 
     def stacks(start=0):
-        found = stack_batches(batches[start:], 8)
+        found = feed.stack_batches(batches[start:], 8)
         steps = [batch for stack, count in found for batch in stack[:count]]
         assert all(map(np.array_equal, steps, batches[start:]))
         assert len(steps) == len(batches[start:])
         return [(stack.shape, count) for stack, count in found]
 
     assert stacks() == [((1, 8), 1)] * 5 + [((1, 3), 1)]
-    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 2})
+    monkeypatch.setattr(feed, "STEPS_AT_ONCE", {"cpu": 2})
     assert stacks() == [((2, 8), 2), ((2, 8), 2), ((2, 8), 1), ((1, 3), 1)]
     assert stacks(3) == [((2, 8), 2), ((1, 3), 1)]
     assert stacks(5) == [((1, 3), 1)]
-    monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": 6})
+    monkeypatch.setattr(feed, "STEPS_AT_ONCE", {"cpu": 6})
     assert stacks() == [((6, 8), 5), ((1, 3), 1)]
 
 
@@ -169,7 +169,7 @@ def test_an_epoch_on_an_accelerator_is_the_same_epoch(monkeypatch):
     monkeypatch.setattr(loop, "compile_programs", compile_programs)
     ends = []
     for steps_at_once in (1, 4):
-        monkeypatch.setattr(loop, "STEPS_AT_ONCE", {"cpu": steps_at_once})
+        monkeypatch.setattr(feed, "STEPS_AT_ONCE", {"cpu": steps_at_once})
         ends.append(run(new_state(DATA, optax.sgd(1e-4), average=True)))
     states = [end.state.variables for end in ends]
     chex.assert_trees_all_close(*states, rtol=1e-4, atol=1e-5)

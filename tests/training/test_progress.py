@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import pytest
 
@@ -5,6 +7,8 @@ from resnet_flax.training import progress as progress_module
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import EpochResult
 from resnet_flax.training.progress import Progress, duration, final_report
+
+FEED = SimpleNamespace(sizes=[256] * 10, waited=0.0)
 
 STEP = Metrics(jnp.float32(256.0), jnp.int32(128), jnp.int32(256))
 
@@ -25,7 +29,7 @@ def clock(monkeypatch):
 
 
 def run_steps(reporter: Progress, clock: list[float], count: int, seconds: float) -> None:
-    with reporter.epoch(1, [256] * 10) as on_step:
+    with reporter.epoch(1, FEED) as on_step:
         for finished in range(count + 1):
             sums = Metrics(STEP.loss_sum * finished, STEP.correct * finished, STEP.count * finished)
             on_step(finished, sums)
@@ -45,7 +49,7 @@ def test_steps_beside_the_compiler_do_not_count(clock, log):
     progress = Progress(1000, 96)
     with progress.compiling():
         clock[0] = 7.0
-    with progress.epoch(1, [256] * 10) as on_step:
+    with progress.epoch(1, FEED) as on_step:
         for finished, now in enumerate([7, 17, 26, 30, 34, 38]):
             assert "will take" not in log.text
             clock[0] = now
