@@ -1,42 +1,62 @@
 """A real run killed at random moments ends as the undisturbed one, to the bit.
 
-``pytest -m slow tests/kill_test.py -n0`` takes about half an hour: 100 runs end by SIGKILL, 20 by
-SIGTERM, 20 find their newest checkpoint damaged, and 5 run out of disk.
+``pytest -m slow tests/runs/kill_test.py -n0`` takes about an hour: 100 runs end by SIGKILL, 30 more
+while worker processes read their images, 20 by SIGTERM, 20 find their newest checkpoint damaged,
+and 5 run out of disk.
 """
 
+import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+
+from tests.support.image_files import write_classes
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 # A checkpoint after each step, so that most moments are in the middle of one.
 FLAGS = (
     "--recipe fast --epochs 5 --train-examples 1100 --test-examples 300 --checkpoint-seconds 0"
 ).split()
-KILLS, STOPS, DAMAGES, FULL_DISKS = 100, 20, 20, 5
+KILLS, STREAMED_KILLS, STOPS, DAMAGES, FULL_DISKS = 100, 30, 20, 20, 5
+STREAMED = (
+    "--dataset folder:../images --stream always --recipe finetune --model resnet8 --epochs 2 "
+    "--image-size 16 --batch-size 64 --checkpoint-seconds 0"
+).split()
+MARK = "RUN_OF_KILL_TEST"  # in the environment of a run, and of the processes that it starts
 
 pytestmark = pytest.mark.slow
 
 
-def start(run: Path, *flags: str) -> subprocess.Popen[str]:
+def start(run: Path, job: list[str] = FLAGS) -> subprocess.Popen[str]:
     resume = ["--resume"] if (run / "config.json").exists() else []
-    command = [sys.executable, TRAIN, *FLAGS, "--run-dir", run, *resume, *flags]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=run.parent
-    )
+    command = [sys.executable, TRAIN, *job, "--run-dir", run, *resume]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=run.parent, env=os.environ | {MARK: str(run)}, **pipes)
 
 
-def finish(run: Path) -> str:
+def left_over(run: Path) -> list[str]:
+    """Processes that a run has started, and that are still there."""
+    mark = f"{MARK}={run}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_text())
+    return found
+
+
+def finish(run: Path, job: list[str] = FLAGS) -> str:
     """Runs to the end; returns what it said."""
-    process = start(run)
+    process = start(run, job)
     _, said = process.communicate()
     assert process.returncode == 0, said
     return said
@@ -68,7 +88,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, object
 
 
 def interrupted_runs(
-    folder: Path, signum: int, count: int, seconds: float, expected: object
+    folder: Path,
+    signum: int,
+    count: int,
+    seconds: float,
+    expected: object,
+    job: Callable[[int], list[str]] = lambda done: FLAGS,
 ) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
     """Interrupts runs until there were as many as asked for; yields each interrupted one.
 
@@ -79,7 +104,7 @@ def interrupted_runs(
     while done < count:
         run = folder / f"run{runs}"
         known = rows(run)
-        process = start(run)
+        process = start(run, job(done))
         try:
             _, said = process.communicate(timeout=moments.uniform(0, seconds))
         except subprocess.TimeoutExpired:
@@ -94,7 +119,7 @@ def interrupted_runs(
         done += 1
         yield run, process, said
     run = folder / f"run{runs}"
-    finish(run)
+    finish(run, job(done))
     assert result(run) == expected
 
 
@@ -102,6 +127,35 @@ def test_killed_runs_end_as_the_undisturbed_one(tmp_path, undisturbed):
     seconds, expected = undisturbed
     for _, process, said in interrupted_runs(tmp_path, signal.SIGKILL, KILLS, seconds, expected):
         assert process.returncode == -signal.SIGKILL, said
+
+
+def test_killed_streamed_runs_end_as_the_undisturbed_one(tmp_path):
+    """Each start has another number of workers, none of which outlives it."""
+    names = [f"class{label}" for label in range(5)]
+    write_classes(tmp_path / "images" / "train", names, 100, (24, 18))
+    write_classes(tmp_path / "images" / "test", names, 20, (18, 24))
+    (tmp_path / "runs").mkdir()
+    finish(tmp_path / "runs" / "first", STREAMED)
+    started = time.monotonic()
+    finish(tmp_path / "runs" / "again", [*STREAMED, "--workers", "1"])
+    seconds, expected = time.monotonic() - started, result(tmp_path / "runs" / "again")
+    assert result(tmp_path / "runs" / "first") == expected
+
+    def job(done: int) -> list[str]:
+        return [*STREAMED, "--workers", str(done % 4)]
+
+    steps = set()
+    for run, process, said in interrupted_runs(
+        tmp_path / "runs", signal.SIGKILL, STREAMED_KILLS, seconds, expected, job
+    ):
+        assert process.returncode == -signal.SIGKILL, said
+        for _ in range(100):
+            if not left_over(run):
+                break
+            time.sleep(0.1)
+        assert not left_over(run)
+        steps |= {path.name for path in (run / "checkpoints").glob("[0-9]*")}
+    assert len(steps) > 5, "they were killed at different steps"
 
 
 def test_stopped_runs_end_as_the_undisturbed_one(tmp_path, undisturbed):
