@@ -109,12 +109,8 @@ class ResidentFeed:
         batches: Callable[[int], list[np.ndarray]],
         mesh: Mesh,
     ) -> None:
-        self._train_set, self._test_set, self._batches, self._mesh = (
-            train_set,
-            test_set,
-            batches,
-            mesh,
-        )
+        self._train_set, self._test_set = train_set, test_set
+        self._batches, self._mesh = batches, mesh
         self.sizes = [len(indices) for indices in batches(1)]
 
     def train(self, epoch: int, done: int, sums: Callable[[], Any]) -> Iterator[Call]:
