@@ -98,10 +98,10 @@ def machine() -> str:
     return ", ".join(parts + [word for word in ("avx512f", "avx2") if word in about][:1])
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Of Python and of those packages that a figure may depend on and that are installed."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -52,9 +52,13 @@ def test_a_library_that_is_not_there_is_told(given, monkeypatch):
     assert run("flaxmodels", sys.executable, given).startswith("0 run; then ModuleNotFoundError")
 
 
-def test_the_documentation_shows_what_is_counted():
+def test_the_documentation_shows_what_is_counted_and_was_run():
     assert all(len(count(library)) == 6 for library in LIBRARIES)
+    assert all(len(count(library)) == 3 for library in PRETRAINED)
     for name, libraries in {"ease": LIBRARIES, "ease_pretrained": PRETRAINED}.items():
         table = count_all(libraries)
         kept = json.loads((RESULTS / f"{name}.json").read_text())
         assert (table.columns, table.rows) == (kept["columns"], kept["rows"])
+        assert {each: ran["result"] for each, ran in kept["ran"].items()} == dict.fromkeys(
+            libraries, "all run"
+        )

@@ -1,8 +1,8 @@
 """The same tasks in several libraries: lines of code, and whether they run.
 
 ``python -m benchmarks.ease`` makes the two tables of ``docs/comparison.md``: six tasks in four
-libraries, and three with pretrained weights, fetched by name from a hub on loopback, in two. A
-library that this interpreter lacks runs with another: ``--python keras_hub=PATH flaxmodels=PATH``.
+libraries, and three with pretrained weights by name, random ones from a hub on loopback. A library
+that this interpreter lacks runs with another: ``--python keras_hub=PATH flaxmodels=PATH``.
 
 A line is a line of code as ``ruff format`` lays it out, imports included; comments, blank lines and
 the checks do not count. Statements, in brackets, depend on no layout.
@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.tables import Table, output_flag
+from benchmarks.tables import PACKAGES, ROOT, Table, output_flag
 from tests.support.hub_server import HubServer, hub_server
 from tests.support.torch_reference import TorchvisionResNet, randomise_norms
 
 HERE = Path(__file__).parent
 LIBRARIES = ("resnet_flax", "timm", "keras_hub", "flaxmodels")
-PRETRAINED = ("resnet_flax_pretrained", "timm_pretrained")
+PRETRAINED = tuple(f"{library}_pretrained" for library in LIBRARIES)
 SECTIONS = re.compile(r"^# --- Task (\d): ([^\n]*)\.\n(.*?)^# --- Check\.$", re.M | re.S)
 
 
@@ -89,7 +89,9 @@ def make_given(folder: Path) -> None:
 def make_pretrained(folder: Path, hub: HubServer) -> None:
     """Networks of random weights on the hub, a photo, pictures, and what PyTorch makes of it."""
     torch.manual_seed(0)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     trained = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.95}
+    trained |= {"mean": mean, "std": std}
     for name, sizes in {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}.items():
         network = TorchvisionResNet(sizes, 3, 1000, bottleneck=name == "resnet50")
         randomise_norms(network).eval()
@@ -104,7 +106,7 @@ def make_pretrained(folder: Path, hub: HubServer) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (235, 235, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
     seen = torch.from_numpy(pixels[6:230, 6:230] / np.float32(255))
-    seen = (seen - torch.tensor((0.485, 0.456, 0.406))) / torch.tensor((0.229, 0.224, 0.225))
+    seen = (seen - torch.tensor(mean)) / torch.tensor(std)
     with torch.no_grad():
         shares = network(seen.permute(2, 0, 1)[None]).softmax(-1)[0].topk(3).values
         network.fc = torch.nn.Identity()
@@ -120,7 +122,7 @@ def make_pretrained(folder: Path, hub: HubServer) -> None:
 def run(library: str, python: str, folder: Path) -> str:
     """Runs a library's script; returns which tasks it did, or why it stopped."""
     command = [python, "-m", f"benchmarks.ease.{library}_tasks", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     passed = re.findall(r"^(\d) ok$", done.stdout, re.M)
     if done.returncode == 0 and len(passed) == len(count(library)):
@@ -129,28 +131,41 @@ def run(library: str, python: str, folder: Path) -> str:
     return f"{len(passed)} run; then {reason}"
 
 
+def versions_in(python: str) -> dict[str, str]:
+    """What an interpreter has of what the scripts depend on."""
+    code = "import json, sys; from benchmarks.tables import versions as of; "
+    code += "print(json.dumps(of(sys.argv[1:])))"
+    command = [python, "-c", code, *PACKAGES, "timm", "keras", "keras-hub", "flaxmodels"]
+    return json.loads(subprocess.check_output(command, cwd=ROOT))
+
+
 def main() -> None:
-    """Prints the tables and keeps them, and prints how each script fared."""
+    """Runs each script, prints how it fared, and prints and keeps the tables of what was run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--python", nargs="*", default=[], metavar="LIBRARY=PATH")
     output_flag(parser, "ease")
     options = parser.parse_args()
-    pythons = dict(each.split("=") for each in options.python)
+    pythons = dict.fromkeys(LIBRARIES, sys.executable)
+    pythons |= dict(each.split("=") for each in options.python)
 
-    count_all().keep(options.output)
-    print()
-    count_all(PRETRAINED).keep(options.output.with_name(f"{options.output.stem}_pretrained.json"))
-    print()
-    with tempfile.TemporaryDirectory() as folder:
-        make_given(Path(folder))
-        for library in LIBRARIES:
-            python = pythons.get(library, sys.executable)
-            print(f"{library}: {run(library, python, Path(folder))}", flush=True)
     with tempfile.TemporaryDirectory() as folder, hub_server(Path(folder) / "caches") as hub:
-        make_pretrained(Path(folder), hub)
-        for library in PRETRAINED:
-            python = pythons.get(library.removesuffix("_pretrained"), sys.executable)
-            print(f"{library}: {run(library, python, Path(folder))}", flush=True)
+        given, pretrained = Path(folder) / "given", Path(folder) / "pretrained"
+        given.mkdir()
+        make_given(given)
+        pretrained.mkdir()
+        make_pretrained(pretrained, hub)
+        for libraries, files, output in (
+            (LIBRARIES, given, options.output),
+            (PRETRAINED, pretrained, options.output.with_stem(options.output.stem + "_pretrained")),
+        ):
+            ran = {}
+            for library in libraries:
+                python = pythons[library.removesuffix("_pretrained")]
+                ran[library] = {"result": run(library, python, files), **versions_in(python)}
+                print(f"{library}: {ran[library]['result']}", flush=True)
+            print()
+            count_all(libraries).keep(output, ran=ran)
+            print()
 
 
 if __name__ == "__main__":
