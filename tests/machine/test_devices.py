@@ -1,6 +1,8 @@
 """A run on several devices, and in several processes, is the run on one."""
 
+import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,10 +17,12 @@ from resnet_flax.runs.run_folder import CHECKPOINTS
 ROOT = Path(__file__).parents[2]
 
 
-def start(result: Path, devices: int, *processes: str) -> subprocess.Popen[str]:
+def start(
+    result: Path, devices: int, *processes: str, program: str = "sharded_run"
+) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.sharded_run", result, *processes],
+        [sys.executable, "-m", f"tests.support.{program}", result, *processes],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
@@ -80,3 +84,46 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, one_device):
     address = coordinator()
     finish(*(start(result, 1, address, "2", str(number)) for number in range(2)))
     check_same(result, one_device, 2)
+
+
+def test_halves_of_a_batch_are_normalised_by_halves_of_the_devices(tmp_path):
+    result = tmp_path / "four.npz"
+    finish(start(result, 4, program="grouped_run"))
+    with np.load(result) as kept:
+        for name in set(kept.files) - {"cpu program", "accelerator program"}:
+            np.testing.assert_allclose(*kept[name], rtol=1e-10, atol=1e-12, err_msg=name)
+        for name in ("cpu program", "accelerator program"):
+            statistics, others = [], []
+            for line in str(kept[name]).splitlines():
+                if re.search(r" all-\w+(-start)?\(", line):
+                    (statistics if "_batch_normalize_" in line else others).append(devices_of(line))
+            assert len(statistics) >= 3 * 3  # of each layer, two sums forward and one message back
+            assert statistics == [[[0, 1], [2, 3]]] * len(statistics)
+            # Gradients and losses; and one message with what the halves add to running statistics
+            # and to the gradients of scales and biases.
+            assert [groups for groups in others if groups != [[0, 1, 2, 3]]] == [[[0, 2], [1, 3]]]
+
+
+def devices_of(line: str) -> list[list[int]]:
+    """Which devices send each other something, in any of the forms in which XLA writes it."""
+    groups = re.search(r"replica_groups=(.*?)(, \w+=|$)", line)[1]
+    if groups.startswith("{"):  # {{0,1},{2,3}}
+        return [[*map(int, each.split(","))] for each in re.findall(r"[\d,]+\d", groups)]
+    if groups.startswith("["):  # [2,2]<=[4], [2,2]<=[2,2]T(1,0)
+        shape, order, axes = re.fullmatch(r"\[(.*)\]<=\[(.*?)\](?:T\((.*)\))?", groups).groups()
+        shape, order = ([*map(int, numbers.split(","))] for numbers in (shape, order))
+        axes = [*map(int, axes.split(","))] if axes else None
+        return np.arange(math.prod(order)).reshape(order).transpose(axes).reshape(shape).tolist()
+    # mesh['a'=2,'b'=2] {'b'}; of {'a':(2)4} the 4 that come after the first 2 of an axis
+    mesh, along = groups.split("] {")
+    sizes, parts = [], []
+    for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh):
+        if part := re.search(rf"'{axis}'(?::\((\d+)\)(\d+))?", along):
+            before, inner = map(int, part.groups() if part[1] else (1, size))
+            parts.append(len(sizes) + 1)
+            sizes += [before, inner, int(size) // (before * inner)]
+        else:
+            sizes.append(int(size))
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    together = math.prod(sizes[part] for part in parts)
+    return np.moveaxis(devices, parts, range(-len(parts), 0)).reshape(-1, together).tolist()
