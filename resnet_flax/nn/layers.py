@@ -5,6 +5,7 @@ Flax's own layers differ from PyTorch's in padding at stride 2, default initiali
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -148,6 +149,10 @@ class BatchNorm(Module):
     ``mutable=["batch_stats"]`` to ``apply`` when ``train=True``.
 
     Attributes:
+        groups: parts of the batch, along its first axis, that are normalised each by its own
+            statistics in training ("ghost batches": Hoffer et al., 2017, arXiv:1705.08741); the
+            running ones get their mean. On many devices each waits for its group's alone. A batch
+            that does not divide into parts of several values each is one part.
         momentum: weight of the *new* batch in the running statistics, PyTorch's convention
             (PyTorch's 0.1 is ``momentum=0.9`` of ``flax.linen.BatchNorm``).
         epsilon: added to the variance before the square root.
@@ -161,6 +166,7 @@ class BatchNorm(Module):
     scale_init: Initializer = initializers.ones
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "*axes C"], train: bool = False) -> Float[Array, "*axes C"]:
@@ -191,7 +197,15 @@ class BatchNorm(Module):
                     "BatchNorm needs more than one value per channel when train=True, but the "
                     f"input has shape {x.shape}: use a larger batch or image"
                 )
-            y, mean, var = batch_normalize(x, scale, bias, self.epsilon)
+            apart = x.shape[0] % self.groups == 0 and count > self.groups > 1
+            if apart:
+                parts = x.reshape(self.groups, -1, *x.shape[1:])
+                normalize = partial(batch_normalize, epsilon=self.epsilon)
+                y, mean, var = jax.vmap(normalize, (0, None, None))(parts, scale, bias)
+                y, mean, var = y.reshape(x.shape), mean.mean(0), var.mean(0)
+                count //= self.groups
+            else:
+                y, mean, var = batch_normalize(x, scale, bias, self.epsilon)
             if not self.is_initializing():
                 rate = self.momentum
                 unbiased_var = var * (count / (count - 1))

@@ -97,6 +97,7 @@ class ResNet(Module):
         dense_init: initialiser of the dense layer's kernel.
         frozen_stages: the first parts that stay in eval mode in training: 1 the stem, 2 the first
             stage too, and so on. `resnet_flax.training.recipes.freeze` keeps their parameters.
+        normalization_groups: ``groups`` of each `BatchNorm`.
         dtype: dtype of the computation; logits come back in float32 at least.
         param_dtype: dtype of parameters and running statistics.
 
@@ -124,6 +125,7 @@ class ResNet(Module):
     conv_init: Initializer = _field(xavier_uniform, saved=False)
     dense_init: Initializer = _field(xavier_uniform, saved=False)
     frozen_stages: int = _field(0, saved=False, low=0)
+    normalization_groups: int = _field(1, saved=False, low=1)
     momentum: float = _field(0.1, low=0.0, high=1.0)
     epsilon: float = _field(1e-5, low=0.0, high=1.0)
     dtype: Dtype = jnp.float32
@@ -195,7 +197,13 @@ class ResNet(Module):
         conv: ModuleFactory = partial(
             Conv, use_bias=self.use_bias, kernel_init=self.conv_init, **dtypes
         )
-        norm = partial(BatchNorm, momentum=self.momentum, epsilon=self.epsilon, **dtypes)
+        norm = partial(
+            BatchNorm,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            groups=self.normalization_groups,
+            **dtypes,
+        )
         block = partial(
             self.block,
             norm_shortcut=self.norm_shortcut,

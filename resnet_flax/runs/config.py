@@ -15,7 +15,8 @@ from resnet_flax.nn.resnet import ARCHITECTURES, DTYPES, FLAVOURS
 from resnet_flax.training.recipes import RECIPES
 from resnet_flax.weights import SAFETENSORS
 
-TOLD = ("model", "flavour", "image_size")  # fields that a pretrained network fills in
+# Fields that a pretrained network fills in.
+TOLD = ("model", "flavour", "image_size", "normalization")
 
 
 def _flag(description: str, default: Any = None, **metadata: Any) -> Any:
@@ -38,16 +39,19 @@ class TrainConfig:
 
     epochs: int = _flag("passes over the training set", at_least=1, at_most=10**6)
     batch_size: int = _flag("images in a training step", at_least=1)
-    learning_rate: float = _flag("step size of the optimiser, the largest where it changes")
+    learning_rate: float = _flag(
+        "step size of the optimiser, the largest where it changes; with the recipe imagenet it "
+        "grows with the batch size where it is not given"
+    )
     image_size: int = _flag(
         "height and width that images are resized to, in pixels", at_least=1, at_most=1024
     )
     model: str = _flag("network", choices=ARCHITECTURES)
     flavour: str = _flag("whose network: d2l, or torchvision", choices=FLAVOURS)
     recipe: str = _flag(
-        "how to train, and the defaults of the flags above: d2l as the book, fast, best, or "
-        "finetune, to start from other weights (default: d2l, or finetune where `init` is a "
-        "network)",
+        "how to train, and the defaults of the flags above and of dtype and normalization: d2l as "
+        "the book, fast, best, finetune, to start from other weights, or imagenet, torchvision's "
+        "for ResNet-50 (default: d2l, or finetune where `init` is a network)",
         choices=RECIPES,
     )
     dataset: str = _flag(
@@ -83,7 +87,7 @@ class TrainConfig:
     )
     normalization: str | None = _flag(
         "what is taken off the images' channels, and what they are divided by: imagenet's, or none "
-        "(default: those of the `init` network, or none)",
+        "(default: those of the `init` network, or none; imagenet's with the recipe imagenet)",
         choices=("imagenet", "none"),
     )
     freeze_stages: int = _flag(
@@ -95,7 +99,13 @@ class TrainConfig:
     seed: int = _flag(
         "decides initial weights and order of images", 0, at_least=0, at_most=2**32 - 1
     )
-    dtype: str = _flag("of the computation; parameters stay float32", "float32", choices=DTYPES)
+    normalization_groups: int = _flag(
+        "normalise parts of each batch apart, N of them, such as one for each eight devices: less "
+        "waiting for messages",
+        1,
+        at_least=1,
+    )
+    dtype: str = _flag("of the computation; parameters stay float32", choices=DTYPES)
     data_dir: Path | None = _flag("folder of the TFDS data sets (default: TFDS' own)")
     run_dir: Path | None = _flag("folder of this run (default: runs/DATE-TIME)")
     resume: bool = _flag(
@@ -143,7 +153,7 @@ class TrainConfig:
         if self.recipe is None:
             object.__setattr__(self, "recipe", "finetune" if self.from_network else "d2l")
         if self.recipe in RECIPES:  # else the loop below says so
-            for name, default in RECIPES[self.recipe].defaults().items():
+            for name, default in RECIPES[self.recipe].defaults(self.batch_size).items():
                 if getattr(self, name) is None and not (self.from_network and name in TOLD):
                     object.__setattr__(self, name, default)
         for option in dataclasses.fields(self):
@@ -157,6 +167,11 @@ class TrainConfig:
                 raise InputError(f"{name} must be at least {rule['at_least']}, not {value}")
             if "at_most" in rule and value > rule["at_most"]:
                 raise InputError(f"{name} must be at most {rule['at_most']}, not {value}")
+        if self.batch_size % self.normalization_groups:
+            raise InputError(
+                "`batch_size` must be a multiple of `normalization_groups`, "
+                f"{self.normalization_groups}, not {self.batch_size}"
+            )
         if not math.isfinite(self.checkpoint_seconds):
             raise InputError("`checkpoint_seconds` must be finite")
         if self.stream == "always" and self.dataset == "fashion_mnist":
@@ -205,7 +220,7 @@ def from_json(content: Mapping[str, Any]) -> TrainConfig:
         kind = (typing.get_args(hints[name]) or (hints[name],))[0]  # of `int | None`
         if value is None:
             told = name in TOLD and _is_network(content.get("init"))
-            if name in RECIPES["d2l"].defaults() and not told:
+            if RECIPES["d2l"].defaults().get(name) is not None and not told:
                 raise ValueError(f"it does not say `{name}`")
             continue
         written = {Path: (str,), float: (int, float)}.get(kind, (kind,))

@@ -90,11 +90,15 @@ def train(
 
     pretrained = read_network(config.init) if config.init and config.from_network else None
     model, config = choose_model(config, pretrained)
-    data = load_data(config, resizing_for(config.image_size, pretrained))
+    data = load_data(config, resizing_for(config.image_size, pretrained, recipe.crop_share))
     if config.stream == "auto":  # what a resumed run does too, on any machine
         streamed = isinstance(data.train.images, LazyImages)
         config = dataclasses.replace(config, stream="always" if streamed else "never")
-    model = model.clone(num_classes=len(data.classes), frozen_stages=config.freeze_stages)
+    model = model.clone(
+        num_classes=len(data.classes),
+        frozen_stages=config.freeze_stages,
+        normalization_groups=config.normalization_groups,
+    )
     normalization = choose_normalization(config, pretrained, data.train.images.shape[-1])
 
     inputs = {"image_size": config.image_size, "normalization": normalization}
@@ -154,13 +158,17 @@ def choose_model(config: TrainConfig, pretrained: Network | None) -> tuple[ResNe
     return model, dataclasses.replace(config, image_size=size, **told)  # type: ignore[arg-type]
 
 
-def resizing_for(image_size: int, pretrained: Network | None) -> Resizing | None:
-    """A pretrained network's way from pictures to squares, for squares of another size."""
-    if pretrained is None or pretrained.resizing is None:
-        return None
-    resizing = pretrained.resizing
-    side = max(image_size, resizing.side * image_size // pretrained.image_size)
-    return resizing._replace(side=side)
+def resizing_for(
+    image_size: int, pretrained: Network | None, crop_share: float = 1.0
+) -> Resizing | None:
+    """A pretrained network's way from pictures to squares, for squares of another size.
+
+    Where there is none, the middle is cropped if the share, a recipe's, is less than 1.
+    """
+    if pretrained and pretrained.resizing:
+        side = pretrained.resizing.side * image_size // pretrained.image_size
+        return pretrained.resizing._replace(side=max(image_size, side))
+    return Resizing(round(image_size / crop_share)) if crop_share < 1 else None
 
 
 def choose_normalization(

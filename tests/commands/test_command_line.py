@@ -29,7 +29,7 @@ def test_every_flag_reaches_its_field():
         "--train-examples 100 --test-examples 50 --checkpoint-seconds 5 --deterministic "
         "--coordinator host:1 --num-processes 2 --process-id 1 --validation-examples 9 "
         "--dataset cifar10 --flavour torchvision --init c --freeze-stages 2 --tensorboard "
-        "--follow-links --normalization imagenet".split()
+        "--follow-links --normalization imagenet --normalization-groups 4".split()
     )
     default = TrainConfig()
     unchanged = [
@@ -55,11 +55,36 @@ def test_a_recipe_sets_its_flags():
     assert config.learning_rate == fast.learning_rate
 
 
+def test_the_rate_of_the_recipe_imagenet_grows_with_the_batch_where_it_is_not_given():
+    for arguments, batch_size, rate in (
+        ("", 256, 0.1),
+        ("--batch-size 1024", 1024, 0.4),
+        ("--batch-size 64", 64, 0.025),
+        ("--batch-size 1024 --learning-rate 0.3", 1024, 0.3),
+        ("--learning-rate 0.3", 256, 0.3),
+    ):
+        config = parse_config(["--recipe", "imagenet", *arguments.split()])
+        assert (config.batch_size, config.learning_rate) == (batch_size, rate)
+        assert (config.dtype, config.normalization) == ("bfloat16", "imagenet")
+        assert (config.image_size, config.epochs) == (224, 90)
+    for recipe in ("d2l", "fast", "best", "finetune"):
+        config = TrainConfig(recipe=recipe, batch_size=512)
+        assert config.learning_rate == RECIPES[recipe].learning_rate
+        assert (config.dtype, config.normalization) == ("float32", None)
+
+
+def test_flags_win_over_the_recipe_imagenet_and_a_pretrained_network_normalises_as_it_did():
+    config = TrainConfig(recipe="imagenet", dtype="float32", normalization="none")
+    assert (config.dtype, config.normalization) == ("float32", "none")
+    assert TrainConfig(recipe="imagenet", init="timm/resnet18").normalization is None
+
+
 def test_a_recipe_has_a_network_by_name_and_model_and_flavour_always_win():
     for arguments, model, flavour, stages in (
         ("--recipe fast", "resnet8", "torchvision", (1, 1, 1)),
         ("--recipe best", "resnet14", "torchvision", (2, 2, 2)),
         ("--recipe finetune", "resnet18", "torchvision", (2, 2, 2, 2)),
+        ("--recipe imagenet", "resnet50", "torchvision", (3, 4, 6, 3)),
         ("--recipe fast --model resnet50", "resnet50", "torchvision", (3, 4, 6, 3)),
         ("--recipe fast --flavour d2l", "resnet8", "d2l", (1, 1, 1)),
     ):
@@ -97,6 +122,11 @@ def test_help_explains_every_flag_with_its_default(capsys):
         ("--seed -1", "--seed must be at least 0, not -1"),
         ("--train-examples 0", "--train-examples must be at least 1, not 0"),
         ("--freeze-stages -1", "--freeze-stages must be at least 0, not -1"),
+        ("--normalization-groups 0", "--normalization-groups must be at least 1, not 0"),
+        (
+            "--normalization-groups 3",
+            "--batch-size must be a multiple of --normalization-groups, 3, not 256",
+        ),
     ],
 )
 def test_values_out_of_range_name_the_flag(arguments, words):

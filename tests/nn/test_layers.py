@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from resnet_flax.nn.layers import (
     kaiming_normal,
     pytorch_uniform,
 )
+from resnet_flax.nn.ops.platform import force_accelerator
 
 KEY = jax.random.key(0)
 
@@ -101,6 +105,50 @@ def test_batch_norm_refuses_one_value_per_channel():
     variables = BatchNorm().init(KEY, images)
     with pytest.raises(ValueError, match=r"more than one value.*\(1, 1, 1, 3\)"):
         BatchNorm().apply(variables, images, train=True, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("formulation", [nullcontext, force_accelerator])
+def test_parts_of_a_batch_are_normalised_as_batches_of_their_own(formulation):
+    images = random_images(6, 3, 3, 2) + 5 * np.arange(6, dtype=np.float32).reshape(6, 1, 1, 1)
+    weights = np.random.default_rng(1).normal(size=images.shape)
+    variables = BatchNorm().init(KEY, images)
+    params = {"scale": jnp.asarray([0.5, 2.0]), "bias": jnp.asarray([1.0, -1.0])}
+
+    def total(params, images, norm, weights):
+        out, update = norm.apply({**variables, "params": params}, images, True, mutable=True)
+        return (out * weights).sum(), (out, update["batch_stats"])
+
+    with jax.enable_x64(True), formulation():
+        images, params = images.astype(np.float64), jax.tree.map(jnp.float64, params)
+        differentiate = jax.value_and_grad(total, (0, 1), has_aux=True)
+        apart = BatchNorm(groups=3, dtype="float64")
+        (_, (out, statistics)), gradients = differentiate(params, images, apart, weights)
+        alone = BatchNorm(dtype="float64")
+        parts = [
+            differentiate(params, images[rows], alone, weights[rows])
+            for rows in (slice(0, 2), slice(2, 4), slice(4, 6))
+        ]
+        np.testing.assert_allclose(out, np.concatenate([p[0][1][0] for p in parts]), atol=1e-12)
+        expected = np.concatenate([p[1][1] for p in parts])
+        np.testing.assert_allclose(gradients[1], expected, atol=1e-12)
+        # What the parts would have made of it each: their mean, and for parameters the sum.
+        means = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(p[0][1][1] for p in parts))
+        chex.assert_trees_all_close(statistics, means, rtol=1e-12)
+        sums = jax.tree.map(lambda *leaves: sum(leaves), *(p[1][0] for p in parts))
+        chex.assert_trees_all_close(gradients[0], sums, rtol=1e-12)
+        whole = differentiate(params, images, alone, weights)[0][1][0]
+        assert np.abs(whole - out).max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 2, 3), (4, 1, 1, 3), (1, 2, 2, 3)])
+def test_a_batch_that_has_no_such_parts_is_one(shape):
+    images = random_images(*shape)
+    variables = BatchNorm().init(KEY, images)
+    found, expected = (
+        norm.apply(variables, images, True, mutable=["batch_stats"])
+        for norm in (BatchNorm(groups=4), BatchNorm())
+    )
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_initial_values_have_the_bounds_of_d2l_and_pytorch():

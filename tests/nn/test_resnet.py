@@ -315,7 +315,8 @@ def test_a_network_tells_all_that_decides_its_function():
     # A new field is told without a second edit; these do not matter to a trained network.
     names = {field.name for field in dataclasses.fields(ResNet)} - {"parent", "name"}
     untold = {"num_classes", "conv_init", "dense_init", "frozen_stages", "param_dtype"}
-    assert names == changed.keys() | untold
+    assert names == changed.keys() | untold | {"normalization_groups"}
+    assert describe_model(model.clone(normalization_groups=4)) == describe_model(model)
 
 
 def test_a_description_by_version_0_1_0_means_the_defaults():

@@ -108,7 +108,19 @@ def test_a_configuration_knows_what_it_was_given():
         TrainConfig(seeds=0)
 
 
-@pytest.mark.parametrize("recipe", ["d2l", "fast", "best"])
+def test_a_resumed_run_keeps_the_rate_that_it_had(tmp_path):
+    started = TrainConfig(run_dir=tmp_path, recipe="imagenet", batch_size=64)
+    open_run(started)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert (content["learning_rate"], content["dtype"]) == (0.025, "bfloat16")
+    for again in ({}, {"batch_size": 64}, {"recipe": "imagenet", "batch_size": 64}):
+        resumed = resolve(TrainConfig(resume=True, run_dir=tmp_path, **again))
+        assert dataclasses.replace(resumed, resume=False) == started
+    with pytest.raises(InputError, match="`batch_size` 64 there, 128 here"):
+        resolve(TrainConfig(resume=True, run_dir=tmp_path, batch_size=128))
+
+
+@pytest.mark.parametrize("recipe", ["d2l", "fast", "best", "imagenet"])
 def test_json_and_back(recipe):
     config = dataclasses.replace(TrainConfig(recipe=recipe), **FIELDS | {"recipe": recipe})
     content = json.loads(json.dumps(as_json(config)))

@@ -12,11 +12,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import resnet_flax
+from resnet_flax.data import Resizing
 from resnet_flax.errors import InputError
+from resnet_flax.inference.pretrained import read_pretrained
+from resnet_flax.nn.preprocessing import IMAGENET_NORMALIZATION
 from resnet_flax.runs import TrainConfig
-from resnet_flax.runs.train import load_data
+from resnet_flax.runs.train import choose_normalization, load_data, resizing_for
+from resnet_flax.training.recipes import RECIPES
 from tests.support.finished_run import new_network, write_pretrained
 from tests.support.image_files import write_classes
 
@@ -100,6 +105,52 @@ def test_finetune_mirrors_images_to_train_and_none_to_score(tmp_path, monkeypatc
     assert job.step_options["flip"]
     assert not job.eval_options["flip"]
     assert not json.loads((config.run_dir / "config.json").read_text())["network"]["flip"]
+
+
+def test_the_recipe_imagenet_learns_pictures_and_is_kept_with_its_run(tmp_path, monkeypatch):
+    tiny = {"block": resnet_flax.Bottleneck, "stage_sizes": (1,), "channels": 8, "stem": "cifar"}
+    monkeypatch.setitem(resnet_flax.ARCHITECTURES, "tiny", tiny)
+    pictures = tmp_path / "pictures"
+    for part in ("train", "test"):
+        for number, name in enumerate(("dark", "light")):
+            folder = write_classes(pictures / part, (name,), 32, size=(12, 10)) / name
+            for path in folder.iterdir():
+                image = np.asarray(Image.open(path)) // 4 + 191 * number
+                Image.fromarray(image.astype(np.uint8)).save(path)
+    settings = {"model": "tiny", "image_size": 7, "batch_size": 16, "epochs": 8}
+    config = TrainConfig(
+        recipe="imagenet",
+        dataset=f"folder:{pictures}",
+        run_dir=tmp_path / "run",
+        normalization_groups=2,
+        **settings,
+    )
+    run = resnet_flax.train(config)
+    assert run.results[-1].train_acc == 1
+    assert run.results[-1].test_acc == 1
+    content = json.loads((config.run_dir / "config.json").read_text())
+    assert (content["learning_rate"], content["dtype"]) == (0.1 * 16 / 256, "bfloat16")
+    network = read_pretrained(config.run_dir)[0]
+    assert network.model.dtype == "bfloat16"
+    assert network.normalization == IMAGENET_NORMALIZATION
+    assert network.resizing == Resizing(8)  # 7 / 0.875
+    card = (config.run_dir / "README.md").read_text()
+    assert "--learning-rate 0.00625 --image-size 7 --seed 0 --dtype bfloat16" in card
+    assert "--normalization-groups 2" in card
+    assert "--normalization imagenet" not in card  # as the recipe says already
+    again = resnet_flax.train(TrainConfig(resume=True, run_dir=config.run_dir))
+    assert again.results == run.results
+
+
+def test_how_the_recipe_imagenet_sees_pictures():
+    config = TrainConfig(recipe="imagenet")
+    assert resizing_for(224, None, RECIPES["imagenet"].crop_share) == Resizing(256)
+    assert resizing_for(224, None, RECIPES["d2l"].crop_share) is None
+    grey = choose_normalization(config, None, 1)
+    np.testing.assert_allclose(grey, [[0.449], [0.226]], rtol=1e-12)  # Fashion-MNIST's one channel
+    assert choose_normalization(TrainConfig(), None, 1) is None
+    told = new_network(resizing=Resizing(40, squash=True), image_size=32)
+    assert resizing_for(64, told, 0.875) == Resizing(80, squash=True)
 
 
 def test_it_goes_on_with_the_fields_of_its_run(first_run, tmp_path):

@@ -6,14 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from resnet_flax import Bottleneck, ResNet
 from resnet_flax.nn.preprocessing import augment
 from resnet_flax.training.metrics import Metrics
-from resnet_flax.training.recipes import RECIPES, build_optimizer
+from resnet_flax.training.recipes import RECIPES, build_optimizer, freeze
 from resnet_flax.training.step import eval_step, moving_average, train_step
+from resnet_flax.weights import variable_shapes
 from tests.support.small_run import IMAGE_SIZE, new_state, random_data
 
-FAST, D2L, FINETUNE = (RECIPES[name] for name in ("fast", "d2l", "finetune"))
+FAST, D2L, FINETUNE, IMAGENET = (RECIPES[n] for n in ("fast", "d2l", "finetune", "imagenet"))
 
 
 def images(count: int = 64) -> np.ndarray:
@@ -119,6 +122,38 @@ def test_finetune_is_nesterovs_momentum_in_one_cycle():
     assert max(rates) == pytest.approx(1, rel=1e-5)
     assert rates.index(max(rates)) == 20
     assert rates[-1] < 1e-3
+
+
+def test_imagenet_warms_up_by_step_for_five_of_ninety_epochs_and_falls_to_nothing():
+    optimizer = build_optimizer(dataclasses.replace(IMAGENET, momentum=0.0), 0.4, 180)
+    params, gradient = {"bias": jnp.zeros(2)}, {"bias": -jnp.ones(2)}
+    state, rates = optimizer.init(params), []
+    update = jax.jit(optimizer.update)
+    for _ in range(180):
+        updates, state = update(gradient, state, params)
+        rates.append(float(updates["bias"][0]))
+    np.testing.assert_allclose(rates[:11], np.linspace(0.004, 0.4, 11), rtol=1e-5)
+    cosine = 0.2 * (1 + np.cos(np.pi * np.arange(170) / 170))
+    np.testing.assert_allclose(rates[10:], cosine, rtol=1e-5, atol=1e-7)
+
+
+def test_imagenet_decays_kernels_alone_and_before_the_momentum():
+    model = ResNet((1,), Bottleneck, channels=8, frozen_stages=1)
+    shapes = unflatten_dict(variable_shapes(model, 1))["params"]
+    params = jax.tree.map(lambda spec: jnp.ones(spec.shape), shapes)
+    optimizer = freeze(build_optimizer(dataclasses.replace(IMAGENET, warm_up=0.0), 0.1, 1), model)
+    updates, _ = optimizer.update(optax.tree.zeros_like(params), optimizer.init(params), params)
+    found = {path: {*np.ravel(leaf).tolist()} for path, leaf in flatten_dict(updates).items()}
+    moved = {path for path, values in found.items() if values != {0.0}}
+    assert moved == {path for path in found if path[-1] == "kernel" and path[0] != "conv1"}
+    assert [*set.union(*map(found.get, moved))] == [pytest.approx(-0.1 * 1e-4)]
+
+    optimizer = build_optimizer(dataclasses.replace(IMAGENET, warm_up=0.0), 0.1, 10**6)
+    params, gradient = {"kernel": jnp.ones((1, 1))}, {"kernel": jnp.zeros((1, 1))}
+    state = optimizer.init(params)
+    for share in (1, 1.9, 2.71):  # 1 + 0.9 * the last
+        updates, state = optimizer.update(gradient, state, params)
+        assert float(updates["kernel"][0, 0]) == pytest.approx(-0.1 * 1e-4 * share)
 
 
 def test_finetune_crops_and_mirrors_to_train_and_is_scored_plainly():
