@@ -1,6 +1,7 @@
 """`resnet_flax.train`: the whole job in one call, wherever Python runs."""
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import signal
@@ -15,8 +16,8 @@ import pytest
 from PIL import Image
 
 import resnet_flax
-from resnet_flax.data import Resizing
-from resnet_flax.errors import InputError
+from resnet_flax.data import LazyImages, Resizing
+from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.inference.pretrained import read_pretrained
 from resnet_flax.nn.preprocessing import IMAGENET_NORMALIZATION
 from resnet_flax.runs import TrainConfig
@@ -161,3 +162,63 @@ def test_it_goes_on_with_the_fields_of_its_run(first_run, tmp_path):
         resnet_flax.train(TrainConfig(resume=True, run_dir=folder, train_examples=128))
     content = json.loads((folder / "config.json").read_text())
     assert (content["recipe"], content["epochs"], content["train_examples"]) == ("d2l", 1, 65)
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory, no_cache, tiny) -> dict[str, object]:
+    """A folder with a broken test image, and how to train on it."""
+    root = tmp_path_factory.mktemp("images") / "images"
+    write_classes(root / "train", count=10, size=(16, 16))
+    write_classes(root / "test", count=4, size=(16, 16))
+    (root / "test" / "dogs" / "01.png").write_bytes(b"not any more")
+    options = {"init": tiny, "recipe": "d2l", "epochs": 2, "batch_size": 8, "image_size": 16}
+    return {**options, "dataset": f"folder:{root}", "skip_broken": True}
+
+
+def test_a_stream_gives_what_a_set_in_memory_gives(streamed, tmp_path, caplog):
+    """Of pixels as they are; what is broken counts neither here nor there."""
+    runs = {
+        stream: resnet_flax.train(
+            TrainConfig(**streamed, stream=stream, workers=0, run_dir=tmp_path / stream)
+        )
+        for stream in ("always", "auto")
+    }
+    rows = [[row[:4] for row in run.results] for run in runs.values()]
+    np.testing.assert_allclose(*rows, rtol=1e-5)
+    leaves = [jax.tree.leaves(run.variables) for run in runs.values()]
+    for ours, theirs in zip(*leaves, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert "passed over " in caplog.text
+    for stream, recorded in (("always", "always"), ("auto", "never")):
+        folder = runs[stream].folder
+        assert json.loads((folder / "config.json").read_text())["stream"] == recorded
+        assert "On 7 test images its accuracy" in (folder / "README.md").read_text()
+        assert (folder / "mistakes.png").exists()
+    again = TrainConfig(resume=True, run_dir=runs["always"].folder, stream="auto", workers=1)
+    assert resnet_flax.train(again).results == runs["always"].results
+
+
+def test_what_turns_out_to_be_broken_stops_a_stream_with_a_line(streamed, tmp_path):
+    config = TrainConfig(**streamed | {"skip_broken": False}, stream="always", workers=0)
+    run_dir = tmp_path / "run"
+    line = r"cannot read .*01\.png \(not a PNG or JPEG image\): mend or remove .*`skip_broken`"
+    with pytest.raises(TrainingError, match=line):
+        resnet_flax.train(dataclasses.replace(config, run_dir=run_dir))
+    assert [*(run_dir / "checkpoints").glob("[0-9]*")]
+    # Mended, it goes on; passed over, too.
+    resumed = TrainConfig(run_dir=run_dir, resume=True, skip_broken=True)
+    assert [row.epoch for row in resnet_flax.train(resumed).results] == [1, 2]
+
+
+def test_fashion_mnist_is_no_stream():
+    with pytest.raises(InputError, match="`stream` always is for folders"):
+        TrainConfig(stream="always")
+
+
+def test_what_would_fill_a_quarter_of_the_memory_is_streamed(streamed, monkeypatch):
+    module = sys.modules["resnet_flax.runs.train"]
+    needed = 28 * 16 * 16 * 3
+    for memory, kind in ((4 * needed, np.ndarray), (4 * needed - 4, LazyImages)):
+        monkeypatch.setattr(module, "memory", lambda memory=memory: memory)
+        fields = {name: streamed[name] for name in ("dataset", "image_size", "skip_broken")}
+        assert isinstance(load_data(TrainConfig(**fields)).train.images, kind)
