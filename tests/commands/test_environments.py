@@ -39,6 +39,7 @@ def closed_pipe() -> io.TextIOWrapper:
     return os.fdopen(writer, "w")
 
 
+@pytest.mark.slow
 def test_without_an_error_stream_it_trains_quietly(tmp_path):
     write_classes(tmp_path / "pets")
     flags = "--recipe fast --image-size 8 --batch-size 4 --epochs 1 --dataset folder:pets"

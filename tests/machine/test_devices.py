@@ -66,6 +66,7 @@ def test_eight_devices_compute_what_one_does(tmp_path, one_device):
     check_same(tmp_path / "eight.npz", one_device, 8)
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, one_device):
     address = coordinator()
     result = tmp_path / "four.npz"
@@ -103,6 +104,7 @@ def streamed(tmp_path_factory) -> tuple[Path, Path]:
     return root / "images", root / "one.npz"
 
 
+@pytest.mark.slow
 def test_four_processes_read_what_one_does(tmp_path, streamed):
     """Each reads its share; of the last batch's 6 images, all."""
     folder, one = streamed
@@ -124,7 +126,6 @@ def test_a_streamed_run_goes_on_in_another_number_of_processes(tmp_path, streame
     check_same(result, one, 4, first_epoch=2)
 
 
-@pytest.mark.slow
 def test_two_processes_of_two_devices_read_what_one_does(tmp_path, streamed):
     folder, one = streamed
     address = coordinator()
