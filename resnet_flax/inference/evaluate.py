@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from resnet_flax.data import FASHION_MNIST_CLASSES, FOLDER, Dataset, load_dataset
@@ -12,6 +13,7 @@ from resnet_flax.inference.foreign_configs import IMAGENET, UNKNOWN
 from resnet_flax.inference.predict import compute_logits
 from resnet_flax.inference.pretrained import LARGEST_IMAGE, Network
 from resnet_flax.inference.scores import Scores, score
+from resnet_flax.machine.devices import STREAMED_SHARE, memory
 from resnet_flax.weights import from_torch, guess_model, load_safetensors
 from resnet_flax.weights.state_dict import stem_kernel
 
@@ -62,6 +64,7 @@ def load_test_set(
         seed=network.seed,
         follow_links=follow_links,
         resizing=network.resizing,
+        stream_above=memory() * STREAMED_SHARE,
     )
     # ImageNet's folders bear WordNet's numbers, in the order of everyone's logits.
     numbered = len(splits.classes) == 1000 and all(map(WORDNET.fullmatch, splits.classes))
@@ -71,7 +74,10 @@ def load_test_set(
             f"{', '.join(network.classes):.100}; the data set has {len(splits.classes)}, "
             f"{', '.join(splits.classes):.100}"
         )
-    return splits.test
+    test = splits.test
+    if network.image_shape[-1] == 3 and test.images.shape[-1] == 1:  # as predict sees grey pictures
+        return Dataset(np.repeat(test.images, 3, axis=-1), test.labels)
+    return test
 
 
 def read_weights(

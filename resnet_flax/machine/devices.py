@@ -20,6 +20,8 @@ from resnet_flax.machine.memory import machine_memory
 # Number of processes, as the launchers that JAX knows say it.
 LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
+STREAMED_SHARE = 0.25  # of the memory: what would take more stays on the disk
+
 
 def join_processes(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None

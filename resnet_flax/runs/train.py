@@ -23,7 +23,14 @@ from resnet_flax.data import (
     shuffled_batches,
 )
 from resnet_flax.inference.pretrained import Network, read_network, read_tensors
-from resnet_flax.machine.devices import data_mesh, join_processes, local_rows, memory, replicate
+from resnet_flax.machine.devices import (
+    STREAMED_SHARE,
+    data_mesh,
+    join_processes,
+    local_rows,
+    memory,
+    replicate,
+)
 from resnet_flax.machine.interruption import Interruption
 from resnet_flax.machine.runtime import configure_runtime, keep_compiled_programs, start_backend
 from resnet_flax.nn.preprocessing import IMAGENET_NORMALIZATION, Normalization
@@ -195,7 +202,7 @@ def load_data(config: TrainConfig, resizing: Resizing | None = None) -> Splits:
         seed=config.seed,
         follow_links=config.follow_links,
         resizing=resizing,
-        stream_above={"always": 0, "never": math.inf}.get(config.stream, memory() / 4),
+        stream_above={"always": 0, "never": math.inf}.get(config.stream, memory() * STREAMED_SHARE),
         draft=config.draft,
         skip_broken=config.skip_broken,
     )

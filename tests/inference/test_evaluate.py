@@ -1,16 +1,20 @@
 """A network's scores are those of the evaluation in training; a test set that fits it is found."""
 
+import sys
+
+import numpy as np
 import optax
 import pytest
 
 from resnet_flax import build_model
-from resnet_flax.data import Dataset
+from resnet_flax.data import Dataset, LazyImages
 from resnet_flax.errors import InputError
 from resnet_flax.inference.evaluate import evaluate, load_test_set, read_weights
 from resnet_flax.training import step as training
 from resnet_flax.training.step import Images, create_train_state
 from resnet_flax.weights import save_safetensors, to_torch
 from tests.support.finished_run import new_network, new_variables
+from tests.support.image_files import write_classes
 
 
 def test_it_agrees_with_the_evaluation_in_training(shared_run):
@@ -47,3 +51,16 @@ def test_a_deep_stems_file_tells_its_channels(tmp_path):
     network, _ = read_weights(path, "resnet18")
     assert network.model == model
     assert network.image_shape == (28, 28, 3)
+
+
+def test_a_network_of_colours_sees_grey_pictures_in_three_equal_channels(tmp_path, monkeypatch):
+    """In memory and, where they would fill it, from the disk."""
+    root = write_classes(tmp_path / "pets", mode="L", size=(28, 28))
+    network = new_network(image_shape=(28, 28, 3), image_size=28, classes=("cats", "dogs"))
+    images = load_test_set(network, f"folder:{root}").images
+    assert images.shape == (2, 28, 28, 3)
+    assert (images == images[..., :1]).all()
+    monkeypatch.setattr(sys.modules["resnet_flax.inference.evaluate"], "memory", lambda: 0)
+    streamed = load_test_set(network, f"folder:{root}").images
+    assert isinstance(streamed, LazyImages)
+    np.testing.assert_array_equal(streamed[:], images)
