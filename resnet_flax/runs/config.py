@@ -67,7 +67,7 @@ class TrainConfig:
         choices=("auto", "always", "never"),
     )
     workers: int | None = _flag(
-        "processes that decode streamed images; 0 does it in threads of this one (default: as many "
+        "processes that decode streamed images; 0 does it in this one (default: as many "
         "as there are cores, at most 16)",
         at_least=0,
         at_most=1000,
