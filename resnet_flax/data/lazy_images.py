@@ -50,7 +50,7 @@ class FileStore:
     @classmethod
     def of(cls, folder: Path, paths: Sequence[Path]) -> Self:
         """The files of a folder."""
-        prefix = len(os.path.join(folder, ""))  # noqa: PTH118
+        prefix = len(os.fsencode(folder / "x")) - 1  # `relative_to` takes seconds for a million
         return cls(folder, np.array([os.fsencode(path)[prefix:] for path in paths]))
 
     def __len__(self) -> int:
