@@ -133,10 +133,7 @@ def read_images(
     images = empty_images(len(paths), width if kept else largest)
 
     def decode(number: int, image: Image.Image) -> None:
-        if resizing:
-            images[number] = resized(image, largest, resizing)
-        else:
-            images[number] = cropped(image, images.shape[1:3])
+        images[number] = squared(image, images.shape[1], resizing)
 
     results = _attempts(paths, decode)
     read = np.array([not isinstance(each, InputError) for each in results])
@@ -160,6 +157,11 @@ def empty_images(count: int, side: int) -> np.ndarray:
             "`image_size`"
         )
     return np.empty((count, side, side, 3), np.uint8)
+
+
+def squared(image: Image.Image, side: int, resizing: Resizing | None) -> np.ndarray:
+    """An image as a square, uint8, (side, side, 3): by a rule, or `cropped`."""
+    return resized(image, side, resizing) if resizing else cropped(image, (side, side))
 
 
 def cropped(image: Image.Image, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
