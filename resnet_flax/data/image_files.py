@@ -210,21 +210,21 @@ def resized_crop(
     Returns:
         uint8, (size, size, 3).
     """
-    reduced = draft and image.format == "JPEG"
-    if reduced:
+    box, scale = (0, 0, 0, 0), 1.0
+    if draft and image.format == "JPEG":
         width, height = image.size
-        turned = _turn(image) in TURNED
-        whole = (height, width) if turned else (width, height)
-        box = random_box(whole, draws, smallest)
-        side = min(box[2] - box[0], box[3] - box[1])
-        image.draft(image.mode, (math.ceil(width * size / side), math.ceil(height * size / side)))
+        box = random_box(
+            (height, width) if _turn(image) in TURNED else (width, height), draws, smallest
+        )
+        enough = size / min(box[2] - box[0], box[3] - box[1])
+        shrunk = image.draft(image.mode, (math.ceil(width * enough), math.ceil(height * enough)))
+        scale = shrunk[1][2] / width if shrunk else scale
     image = _plain(image).convert("RGB")
     method = Image.Resampling[interpolation.upper()]
-    if not reduced:
+    if scale == 1:
         part = image.crop(random_box(image.size, draws, smallest))
         return np.asarray(part.resize((size, size), method))
-    scale = (image.width / whole[0], image.height / whole[1]) * 2
-    left, top, right, bottom = (n * each for n, each in zip(box, scale, strict=True))
+    left, top, right, bottom = (scale * n for n in box)
     return np.asarray(image.resize((size, size), method, (left, top, right, bottom)))
 
 
