@@ -739,16 +739,6 @@ def test_turned_jpegs_decoded_smaller_are_turned_alike(orientation, tmp_path):
 # --- Torchvision's.
 
 
-@pytest.fixture(scope="module")
-def torchvision():
-    from tests.support.foreign import import_timm
-
-    import_timm()
-    import torchvision
-
-    return torchvision
-
-
 @pytest.mark.foreign
 @pytest.mark.parametrize("size", [(500, 375), (100, 333), (64, 64)])
 def test_random_boxes_are_distributed_as_torchvisions(size, torchvision):

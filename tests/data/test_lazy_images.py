@@ -5,10 +5,12 @@ import pickle
 import numpy as np
 import pytest
 
-from resnet_flax.data import LazyImages, Resizing, load_dataset
+from resnet_flax.data import LazyImages, Resizing, image_files, load_dataset
+from resnet_flax.data.folder import find_images
+from resnet_flax.data.image_files import random_box
 from resnet_flax.data.lazy_images import FileStore
 from resnet_flax.errors import InputError
-from tests.support.image_files import random_image, write_photos
+from tests.support.image_files import natural_image, random_image, write_photos
 
 RESIZINGS = [None, Resizing(20), Resizing(20, squash=True), Resizing(19, False, "bicubic", True)]
 
@@ -153,3 +155,55 @@ def test_random_crops_are_decided_by_seed_epoch_and_image(photos):
     # Whatever else is in the set.
     assert crop(0, images.select(slice(3, 5))) == crop(3)
     assert images.decode_randomly(0, 0.2, seed=2**64 - 1, epoch=1).shape == (16, 16, 3)
+
+
+# --- Torchvision's.
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory):
+    """JPEGs of mixed sizes, and of the three kinds that ImageNet has."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    write_photos(folder, count=40, largest=400)
+    (folder / "odd").mkdir()
+    for number in range(20):
+        size = [(30, 300), (256, 256), (224, 230), (257, 401)][number % 4]
+        image = natural_image(200 + number, size).convert(["L", "CMYK", "RGB"][number % 3])
+        image.save(folder / "odd" / f"{number:02}.JPEG", quality=60)
+    return folder
+
+
+@pytest.mark.foreign
+@pytest.mark.parametrize("side", [224, 256])
+def test_images_and_labels_are_those_of_torchvisions_image_folder(side, torchvision, hundred):
+    transforms = torchvision.transforms
+    steps = transforms.Compose([transforms.Resize(side), transforms.CenterCrop(224)])
+    theirs = torchvision.datasets.ImageFolder(hundred, steps)
+    files = find_images(hundred)
+    ours = LazyImages(FileStore.of(hundred, files.paths), np.arange(100), 224, Resizing(side))
+    assert len(theirs) == len(ours) == 100
+    assert list(files.classes) == theirs.classes
+    images, labels = zip(*theirs, strict=True)
+    np.testing.assert_array_equal(files.labels, labels)
+    np.testing.assert_array_equal(ours[:], np.stack([np.asarray(each) for each in images]))
+
+
+@pytest.mark.foreign
+def test_random_crops_are_torchvisions_of_the_same_boxes(torchvision, hundred, monkeypatch):
+    theirs = torchvision.datasets.ImageFolder(hundred)
+    files = find_images(hundred)
+    ours = LazyImages(FileStore.of(hundred, files.paths), np.arange(100), 224)
+    drawn = []
+
+    def draw(*arguments):
+        drawn.append(random_box(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(image_files, "random_box", draw)
+    for number, (image, _) in enumerate(theirs):
+        found = ours.decode_randomly(number, 0.08, seed=1, epoch=3)
+        left, upper, right, lower = drawn[-1]
+        place = (upper, left, lower - upper, right - left)
+        expected = torchvision.transforms.functional.resized_crop(image, *place, [224, 224])
+        np.testing.assert_array_equal(found, np.asarray(expected))
+    assert len({*drawn}) > 90
