@@ -1,6 +1,7 @@
-"""`resnet_flax.data.stream`: what is in the batches, whoever decodes them, and that nobody stays."""
+"""`resnet_flax.data.stream`: what is in the batches, whoever decodes them; who then is gone."""
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -10,18 +11,20 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from resnet_flax.data import BatchStream, Dataset, LazyImages, default_workers, stream
+from resnet_flax.data import BatchStream, Dataset, LazyImages, stream
 from resnet_flax.data.folder import find_images
 from resnet_flax.data.lazy_images import FileStore
 from resnet_flax.errors import InputError
 from tests.support.image_files import write_photos
 
 TRAIN, TEST = 14, 6  # images: 3 and 2 batches
+SIDE = 7  # pixels
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def photos(tmp_path_factory):
 def stream_of(folder: Path, **changes) -> BatchStream:
     """A run's on the images of `write_photos`; the labels are their numbers."""
     store = FileStore.of(folder, find_images(folder).paths)
-    images = LazyImages(store, np.arange(TRAIN + TEST), 8)
+    images = LazyImages(store, np.arange(TRAIN + TEST), SIDE)
     data = Dataset(images, np.arange(TRAIN + TEST, dtype=np.int32))
     train, test = data.hold_out(TEST)
     rows = {size: np.arange(size) for size in (5, 4)}
@@ -195,7 +198,7 @@ def test_if_all_are_broken_the_batch_is_black(broken):
     for path in find_images(broken).paths:
         path.write_bytes(b"")
     batch = stream_of(broken)[0]
-    assert batch.images.shape == (5, 8, 8, 3)
+    assert batch.images.shape == (5, SIDE, SIDE, 3)
     assert not batch.images.any()
     assert batch.labels.tolist() == stream.shuffled_batches(TRAIN, 5, seed=0, epoch=1)[0].tolist()
     assert len(batch.broken) > 5
@@ -219,36 +222,43 @@ def test_a_stream_travels(photos):
     assert_same([again[7]], [batches[7]])
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("psm_*")}
-
-
-def assert_nothing_is_left(before: set[str]) -> None:
+def assert_nothing_is_left() -> None:
+    """Neither processes nor memory; what else is on this machine has other sizes."""
     assert multiprocessing.active_children() == []
     end = time.monotonic() + 5  # Grain deletes in a thread of its own
-    while shared_memory() - before and time.monotonic() < end:
+    while left_memory() and time.monotonic() < end:
         time.sleep(0.05)
-    assert shared_memory() - before == set()
+    assert left_memory() == []
+
+
+def left_memory() -> list[str]:
+    sizes = [size * SIDE**2 * 3 for size in (5, 4)]
+    found = []
+    for path in Path("/dev/shm").glob("psm_*"):
+        with contextlib.suppress(OSError):  # another process removes its own
+            if path.stat().st_size in sizes:
+                found.append(path.name)
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_bring_the_same_in_the_same_order(workers, photos, capfd):
-    before, batches = shared_memory(), stream_of(photos)
+    batches = stream_of(photos)
     expected = [batches[number] for number in range(len(batches))]
     assert_same(list(batches.read(0, workers)), expected)
-    assert_nothing_is_left(before)
+    assert_nothing_is_left()
     reading = batches.read(4, workers)
     assert_same([next(reading) for _ in range(2)], expected[4:6])
     assert len(multiprocessing.active_children()) == workers
     reading.close()
-    assert_nothing_is_left(before)
+    assert_nothing_is_left()
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
 def test_when_a_worker_dies_all_start_again_once(photos, caplog, capfd):
-    before, batches = shared_memory(), stream_of(photos, epochs=20)
+    batches = stream_of(photos, epochs=20)
     expected = [batches[number] for number in range(len(batches))]
     reading = batches.read(3, 2)
     found = [next(reading)]
@@ -265,5 +275,82 @@ def test_when_a_worker_dies_all_start_again_once(photos, caplog, capfd):
     assert "exit code -9" in record.getMessage()
     with pytest.raises(StopIteration):
         next(reading)
-    assert_nothing_is_left(before)
+    assert multiprocessing.active_children() == []
+    gc.collect()
+    time.sleep(0.5)
+    # What a killed process had in hand stays until this one ends.
+    assert len(left_memory()) <= 4
+    for name in left_memory():
+        SharedMemory(name).unlink()
     assert capfd.readouterr() == ("", "")
+
+
+READ = """
+import signal, sys
+from pathlib import Path
+from tests.data.test_stream import stream_of
+
+stop = []
+signal.signal(signal.SIGINT, lambda *_: stop.append(True))
+if __name__ == "__main__":
+    print("starting", flush=True)
+    reading = stream_of(Path(sys.argv[1]), epochs=10**6).read(0, 2)
+    for number, batch in enumerate(reading):
+        if number == 5:
+            print("reading", flush=True)
+        if stop:
+            break
+    reading.close()
+    print("closed", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def reader(photos):
+    """A process that reads, in a group of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", READ, str(photos)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout.readline() == "starting\n"
+        yield process
+
+
+def end_of(process: subprocess.Popen) -> tuple[str, str]:
+    """What it and its workers print up to the end of the last of them, within seconds."""
+    try:
+        return process.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_process_that_started_them_is_killed(photos):
+    with reader(photos) as process:
+        assert process.stdout.readline() == "reading\n"
+        process.kill()
+        started = time.monotonic()
+        out, err = end_of(process)
+        assert time.monotonic() - started < 5
+    assert out == ""
+    assert "Traceback" not in err
+    assert left_memory() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["starting", "reading"])
+def test_an_interruption_of_all_processes_ends_them_in_silence(line, photos):
+    with reader(photos) as process:
+        if line == "reading":
+            process.stdout.readline()
+        for _ in range(1 if line == "reading" else 40):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.1)
+        out, err = end_of(process)
+    assert (out, err) == ("closed\n", "")
+    assert left_memory() == []
