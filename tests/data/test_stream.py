@@ -241,8 +241,7 @@ def left_memory() -> list[str]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_workers_bring_the_same_in_the_same_order(workers, photos, capfd):
     batches = stream_of(photos)
     expected = [batches[number] for number in range(len(batches))]
