@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_flax.data import BatchStream, Dataset, LazyImages, stream
+from resnet_flax.data import BatchStream, Dataset, LazyImages, default_workers, stream
 from resnet_flax.data.folder import find_images
 from resnet_flax.data.lazy_images import FileStore
 from resnet_flax.errors import InputError
@@ -353,3 +353,12 @@ def test_an_interruption_of_all_processes_ends_them_in_silence(line, photos):
         out, err = end_of(process)
     assert (out, err) == ("closed\n", "")
     assert left_memory() == []
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 3), (64, 16)])
+def test_there_are_as_many_workers_as_cores_within_reason(cores, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert default_workers() == workers
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS has none
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert default_workers() == workers
