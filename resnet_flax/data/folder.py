@@ -61,6 +61,10 @@ def load_folder(
         paths = [files.paths[index] for index in order]
         images, read = read_images(paths, image_size, resizing, skip_broken)
         test, order = test[np.isin(test, order[read])], order[read]
+        if not 0 < len(test) < len(order):
+            raise InputError(
+                f"{path}: no image to {'train' if len(test) else 'test'} on can be read"
+            )
     data = Dataset(images, files.labels[order])
     return Splits(*data.hold_out(len(test)), files.classes, resizing=resizing)
 

@@ -133,10 +133,7 @@ def read_images(
     images = empty_images(len(paths), width if kept else largest)
 
     def decode(number: int, image: Image.Image) -> None:
-        if resizing:
-            images[number] = resized(image, largest, resizing)
-        else:
-            images[number] = cropped(image, images.shape[1:3])
+        images[number] = squared(image, images.shape[1], resizing)
 
     results = _attempts(paths, decode)
     read = np.array([not isinstance(each, InputError) for each in results])
@@ -160,6 +157,11 @@ def empty_images(count: int, side: int) -> np.ndarray:
             "`image_size`"
         )
     return np.empty((count, side, side, 3), np.uint8)
+
+
+def squared(image: Image.Image, side: int, resizing: Resizing | None) -> np.ndarray:
+    """An image as a square, uint8, (side, side, 3): by a rule, or `cropped`."""
+    return resized(image, side, resizing) if resizing else cropped(image, (side, side))
 
 
 def cropped(image: Image.Image, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
@@ -208,21 +210,21 @@ def resized_crop(
     Returns:
         uint8, (size, size, 3).
     """
-    reduced = draft and image.format == "JPEG"
-    if reduced:
+    box, scale = (0, 0, 0, 0), 1.0
+    if draft and image.format == "JPEG":
         width, height = image.size
-        turned = _turn(image) in TURNED
-        whole = (height, width) if turned else (width, height)
-        box = random_box(whole, draws, smallest)
-        side = min(box[2] - box[0], box[3] - box[1])
-        image.draft(image.mode, (math.ceil(width * size / side), math.ceil(height * size / side)))
+        box = random_box(
+            (height, width) if _turn(image) in TURNED else (width, height), draws, smallest
+        )
+        enough = size / min(box[2] - box[0], box[3] - box[1])
+        shrunk = image.draft(image.mode, (math.ceil(width * enough), math.ceil(height * enough)))
+        scale = shrunk[1][2] / width if shrunk else scale
     image = _plain(image).convert("RGB")
     method = Image.Resampling[interpolation.upper()]
-    if not reduced:
+    if scale == 1:
         part = image.crop(random_box(image.size, draws, smallest))
         return np.asarray(part.resize((size, size), method))
-    scale = (image.width / whole[0], image.height / whole[1]) * 2
-    left, top, right, bottom = (n * each for n, each in zip(box, scale, strict=True))
+    left, top, right, bottom = (scale * n for n in box)
     return np.asarray(image.resize((size, size), method, (left, top, right, bottom)))
 
 

@@ -42,8 +42,8 @@ def load_dataset(
         resizing: how images from the disk are made square.
         stream_above: bytes of decoded images beyond which they stay on the disk (`LazyImages`).
         draft: as of `LazyImages`.
-        skip_broken: leave out images that cannot be read, or, where they stay on the disk, pass
-            over them when it turns out.
+        skip_broken: leave out a folder's images that cannot be read, or, of any set that stays on
+            the disk, pass over them when it turns out.
 
     Raises:
         InputError: when the data set is unknown, not there, damaged, or not one of images by class.

@@ -3,15 +3,17 @@
 Seed, epoch and step alone decide what is in a batch, whoever decodes it.
 """
 
+import gc
 import logging
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, parent_process, resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,11 +101,12 @@ class BatchStream:
         while True:
             batches = _prefetched(self, start, workers)
             try:
-                for batch in batches:
+                with _without_signals():  # what reads the first batch starts the processes
+                    batch = _copied(next(batches, None))
+                while batch:
                     start += 1
-                    # A copy: the workers' shared memory must not outlive them.
-                    images, labels, weights = map(np.array, batch[:3])
-                    yield Batch(images, labels, weights, batch.broken)
+                    yield batch
+                    batch = _copied(next(batches, None))
                 return
             except RuntimeError as error:
                 if restarts == RESTARTS:
@@ -116,6 +119,7 @@ class BatchStream:
                 logger.warning("restarting the processes that read the images: %s", error)
             finally:
                 batches.close()
+                gc.collect()  # Grain's threads leave circles behind that hold shared memory
 
     def _train_batch(self, epoch: int, step: int) -> Batch:
         batches = _shuffled(len(self.train_set), self.batch_size, self.seed, epoch)
@@ -177,6 +181,14 @@ def _shuffled(num_examples: int, batch_size: int, seed: int, epoch: int) -> list
     return shuffled_batches(num_examples, batch_size, seed=seed, epoch=epoch)
 
 
+def _copied(batch: Batch | None) -> Batch | None:
+    """Out of the workers' shared memory, which must not outlive them in anybody's frame."""
+    if batch is None:
+        return None
+    images, labels, weights = map(np.array, batch[:3])
+    return Batch(images, labels, weights, batch.broken)
+
+
 def _prefetched(stream: BatchStream, start: int, workers: int) -> Any:
     import grain  # it takes two seconds, and only streams need it
     from absl import flags
@@ -191,10 +203,22 @@ def _prefetched(stream: BatchStream, start: int, workers: int) -> Any:
     return iter(batches)
 
 
+@contextmanager
+def _without_signals() -> Iterator[None]:
+    """Threads and processes that are started get none: they are for the one that starts them.
+
+    A handler in the workers would come too late, after the seconds of their imports.
+    """
+    resource_tracker.ensure_running()  # it lets the signals through again, when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(index: int, count: int) -> None:
-    """A worker leaves signals to the process that started it, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A worker ends with the process that started it."""
     parent = parent_process()
     assert parent is not None
 

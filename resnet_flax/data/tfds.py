@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_flax.data.dataset import Dataset, Splits, stratified_split
-from resnet_flax.data.image_files import Resizing, cropped, empty_images, without_grey_channels
+from resnet_flax.data.image_files import Resizing, empty_images, squared, without_grey_channels
 from resnet_flax.data.lazy_images import CHANNELS, LazyImages
 from resnet_flax.errors import InputError, reason
 from resnet_flax.machine.files import expanded, whole_file
@@ -116,7 +116,11 @@ def load_tfds(
         splits = ["train", test_name] if test_name else ["train"]
         keys = _keys(tfds, builder, name)
         sizes = [given[split].num_examples for split in splits]
-        if sum(sizes) * image_size**2 * CHANNELS > stream_above:
+        height, width, _ = builder.info.features[keys[0]].shape
+        side = image_size
+        if height == width and height and height < side:
+            side, resizing = height, None  # small squares stay so, as the training step takes them
+        if sum(sizes) * side**2 * CHANNELS > stream_above:
             store = RecordStore(Path(builder.data_path), splits, sizes, keys[0])
             images = LazyImages(
                 store, np.arange(len(store)), image_size, resizing, draft, skip_broken
@@ -124,14 +128,16 @@ def load_tfds(
             data = Dataset(images, _labels(builder, store, keys[1]))
         else:
             logger.info(f"{name}: decoding {builder.data_path}")
-            data = _read(builder, splits, keys, image_size)
+            data = _read(builder, splits, keys, side, resizing)
         classes = tuple(builder.info.features[keys[1]].names)
     if data.labels.min() < 0:
         raise InputError(f"{name}: there are images without a label in {' or '.join(splits)}")
     if test_name:
-        return Splits(*data.hold_out(given[test_name].num_examples), classes)
-    train, test = stratified_split(data.labels, classes, seed, name)
-    return Splits(data.select(train), data.select(test), classes)
+        parts = data.hold_out(given[test_name].num_examples)
+    else:
+        split = stratified_split(data.labels, classes, seed, name)
+        parts = (data.select(split[0]), data.select(split[1]))
+    return Splits(*parts, classes, resizing=resizing)
 
 
 def read_examples(builder: Any, split: str) -> Iterator[Any]:
@@ -224,7 +230,7 @@ def _labels(builder: Any, store: RecordStore, key: str) -> np.ndarray:
             "files cannot be read in any order: prepare it with `--file_format=array_record`"
         )
     kept = store.data_path / LABELS
-    with contextlib.suppress(OSError, ValueError, EOFError):
+    with contextlib.suppress(Exception):  # NumPy raises errors of many kinds on damaged files
         labels = np.load(kept)
         if labels.shape == (len(store),) and labels.dtype == np.int32:
             return labels
@@ -241,10 +247,14 @@ def _labels(builder: Any, store: RecordStore, key: str) -> np.ndarray:
     return labels
 
 
-def _read(builder: Any, splits: list[str], keys: tuple[str, str], image_size: int) -> Dataset:
+def _read(
+    builder: Any,
+    splits: list[str],
+    keys: tuple[str, str],
+    side: int,
+    resizing: Resizing | None,
+) -> Dataset:
     image, label = keys
-    height, width, _ = builder.info.features[image].shape
-    side = height if height == width and (height or image_size) < image_size else image_size
     count = sum(builder.info.splits[split].num_examples for split in splits)
     images, labels = empty_images(count, side), np.empty(count, np.int32)
     try:
@@ -253,11 +263,11 @@ def _read(builder: Any, splits: list[str], keys: tuple[str, str], image_size: in
             pixels = example[image]
             grey = pixels.shape[-1] == 1
             picture = Image.fromarray(pixels[..., 0] if grey else pixels)
-            images[index] = cropped(picture, (side, side))
+            images[index] = squared(picture, side, resizing)
             labels[index] = example[label]
     except Exception as error:  # TFDS and array_record raise errors of many kinds
         raise InputError(
             f"cannot read {builder.data_path} ({reason(error)}): move it away and prepare "
             "it again, or choose another data folder"
         ) from error
-    return Dataset(without_grey_channels(images), labels)
+    return Dataset(images if resizing else without_grey_channels(images), labels)

@@ -16,3 +16,14 @@ def said():
     yield lines
     logger.removeHandler(handler)
     logger.setLevel(before)
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """The package, for tests marked ``foreign``."""
+    from tests.support.foreign import import_timm
+
+    import_timm()
+    import torchvision.datasets
+
+    return torchvision

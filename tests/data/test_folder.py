@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnet_flax.data import load_dataset
 from resnet_flax.data.folder import find_images
@@ -333,3 +333,50 @@ def test_a_link_to_a_folder_above_ends(follow_links, tmp_path, said):
     (tmp_path / "a" / "self").symlink_to("self")
     with pytest.raises(InputError, match=r"self \(Too many levels.*\): mend or remove it$"):
         find_images(tmp_path, follow_links)
+
+
+# --- What cannot be read.
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_what_is_broken_is_left_out_of_images_labels_and_parts(split, pets, said):
+    parts = ("train", "test") if split else (".",)
+    for part in parts:
+        write_classes(pets / part, count=10)
+    for path in (pets / "test").rglob("*.png"):
+        ImageOps.invert(Image.open(path)).save(path)
+    whole = load(pets)
+    numbers = {Image.open(path).tobytes(): path for path in pets.rglob("*.png")}
+    paths = [[numbers[image.tobytes()] for image in each.images] for each in whole[:2]]
+    broken = [paths[0][0], paths[0][-1], paths[1][0]]
+    for path in broken:
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=f"^cannot read 3 of {len(numbers)} images: "):
+        load(pets)
+    said.clear()
+    found = load(pets, skip_broken=True)
+    assert [len(part) for part in found[:2]] == [len(paths[0]) - 2, len(paths[1]) - 1]
+    for part, before, names in zip(found[:2], whole[:2], paths, strict=True):
+        kept = [path not in broken for path in names]
+        np.testing.assert_array_equal(part.images, before.images[kept])
+        np.testing.assert_array_equal(part.labels, before.labels[kept])
+    (line,) = [line for line in said if "passed over" in line]
+    assert line.startswith(f"passed over 3 of {len(numbers)} images: {broken[0]} (")
+    assert found.classes == whole.classes
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_part_of_which_nothing_can_be_read_is_refused(part, pets):
+    for each in ("train", "test"):
+        write_classes(pets / each)
+    for path in (pets / part).rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=f"pets: no image to {part} on can be read$"):
+        load(pets, skip_broken=True)
+
+
+def test_if_nothing_can_be_read_it_is_named(pets):
+    for path in write_classes(pets).rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"^cannot read 10 of 10 images: .* and 7 more: mend or"):
+        load(pets, skip_broken=True)

@@ -15,7 +15,7 @@ from resnet_flax.data.image_files import Photo
 from resnet_flax.errors import InputError
 from resnet_flax.nn.preprocessing import resize
 from tests.support.finished_run import random_images
-from tests.support.image_files import random_image, refused, write_classes
+from tests.support.image_files import natural_image, random_image, refused, write_classes
 
 # --- To train on.
 
@@ -540,3 +540,250 @@ def test_another_format_under_the_name_of_one_is_named(kind, tmp_path):
         f"cannot read 1 of 5 images: {tmp_path / 'cats' / 'x.jpg'} (not a PNG or JPEG image): mend "
         "or remove what is broken"
     )
+
+
+# --- What cannot be read is passed over.
+
+
+def test_broken_images_are_left_out_and_told(tmp_path, said):
+    folder = write_classes(tmp_path / "pets")
+    files = find_images(folder)
+    whole = read_images(files.paths, 8)
+    for number in (0, 3, 4, 7):
+        files.paths[number].write_bytes(b"")
+    images, read = image_files.read_images(files.paths, 8, skip_broken=True)
+    assert read.tolist() == [1, 2, 5, 6, 8, 9]
+    np.testing.assert_array_equal(images, whole[read])
+    assert len(said) == 1
+    assert said[0].startswith(f"passed over 4 of 10 images: {files.paths[0]} (not a PNG or JPEG")
+    assert said[0].endswith(" and 1 more")
+    assert "cannot read 4 of 10 images: " in refused(folder)
+    said.clear()
+    images, read = image_files.read_images([files.paths[1]] * 2, 8, skip_broken=True)
+    assert (len(images), read.tolist(), said) == (2, [0, 1], [])
+
+
+def test_what_is_broken_does_not_decide_size_and_colours(tmp_path):
+    files = find_images(write_classes(tmp_path, mode="L"))
+    random_image(0, (9, 9)).save(files.paths[0])
+    content = files.paths[0].read_bytes()
+    files.paths[0].write_bytes(content[: len(content) - 40])
+    images, read = image_files.read_images(files.paths, 12, skip_broken=True)
+    assert len(read) == 9
+    assert images.shape == (9, 12, 12, 1)  # its header is read: sizes differ
+    files.paths[0].write_bytes(b"")
+    assert image_files.read_images(files.paths, 12, skip_broken=True)[0].shape == (9, 8, 8, 1)
+
+
+def test_if_all_are_broken_nothing_is_passed_over(tmp_path):
+    files = find_images(write_classes(tmp_path))
+    for path in files.paths:
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"^cannot read 10 of 10 images: .* and 7 more: mend or"):
+        image_files.read_images(files.paths, 8, skip_broken=True)
+
+
+# --- Random crops.
+
+
+def boxes(size: tuple[int, int], smallest: float = 0.08, count: int = 10_000) -> np.ndarray:
+    """Many of them, (count, 4): left, upper, right, lower."""
+    draws = np.random.default_rng(0).random((count, 4 * image_files.CROPS_TRIED)).tolist()
+    return np.array([image_files.random_box(size, each, smallest) for each in draws])
+
+
+def not_uniform(values: np.ndarray, low: float, high: float) -> float:
+    """Kolmogorov's and Smirnov's statistic, times the root of the count: 1.95 in one of 1,000."""
+    expected = (np.sort(values) - low) / (high - low)
+    ranks = np.arange(len(values) + 1) / len(values)
+    distance = max(np.abs(expected - ranks[1:]).max(), np.abs(expected - ranks[:-1]).max())
+    return distance * np.sqrt(len(values))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (1000, 1000), (40, 30), (1, 1), (3, 1)])
+@pytest.mark.parametrize("smallest", [0.08, 0.5, 1.0])
+def test_random_boxes_lie_in_the_image(size, smallest):
+    left, upper, right, lower = boxes(size, smallest, count=2000).T
+    assert (0 <= left).all() and (left < right).all() and (right <= size[0]).all()  # noqa: PT018
+    assert (0 <= upper).all() and (upper < lower).all() and (lower <= size[1]).all()  # noqa: PT018
+    width, height = right - left, lower - upper
+    rounding = (width + height + 0.5) / 2  # half a pixel at each side
+    fallback = image_files.random_box(size, [0.999] * 40, 1.0)  # does not fit, if not square
+    fell_back = (width == fallback[2] - fallback[0]) & (height == fallback[3] - fallback[1])
+    assert (fell_back | (width * height + rounding >= smallest * size[0] * size[1])).all()
+
+
+def test_random_boxes_have_shares_ratios_and_places_that_are_uniform():
+    """Where every box fits: the largest share is so small that no side is too long."""
+    draws = np.random.default_rng(0).random((10_000, 40))
+    draws[:, ::4] *= (0.7 - 0.08) / (1 - 0.08)
+    found = np.array([image_files.random_box((4000, 4000), each, 0.08) for each in draws.tolist()])
+    left, upper, right, lower = found.T
+    width, height = right - left, lower - upper
+    assert not_uniform(width * height / 4000**2, 0.08, 0.7) < 1.95
+    assert not_uniform(np.log(width / height), np.log(3 / 4), np.log(4 / 3)) < 1.95
+    random = np.random.default_rng(1).random((2, 10_000))  # within the pixel
+    assert not_uniform((left + random[0]) / (4000 - width + 1), 0, 1) < 1.95
+    assert not_uniform((upper + random[1]) / (4000 - height + 1), 0, 1) < 1.95
+    assert left.min() == 0 or (left / (4000 - width)).min() < 0.001
+    assert abs(np.corrcoef(width * height, np.log(width / height))[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1000, 100), (433, 0, 566, 100)),  # as wide as 4/3 of its height
+        ((100, 1000), (0, 433, 100, 566)),
+        ((100, 100), (0, 0, 100, 100)),
+        ((101, 100), (0, 0, 101, 100)),
+        ((1, 50), (0, 24, 1, 25)),
+    ],
+)
+def test_where_no_box_fits_it_is_the_largest_in_the_middle(size, expected):
+    never = [0.99999, 0.99999, 0.5, 0.5] * image_files.CROPS_TRIED
+    if size[0] < size[1]:
+        never = [0.99999, 0.0, 0.5, 0.5] * image_files.CROPS_TRIED
+    assert image_files.random_box(size, never, 0.999) == expected
+
+
+def test_a_random_crop_is_the_part_resized(tmp_path):
+    image = natural_image(0, (90, 70))
+    draws = np.random.default_rng(0).random(40).tolist()
+    box = image_files.random_box(image.size, draws, 0.08)
+    for name, method in (("bilinear", 2), ("bicubic", 3)):
+        expected = np.asarray(image.crop(box).resize((24, 24), method))
+        found = image_files.resized_crop(image, draws, 0.08, 24, name)
+        assert (found.shape, found.dtype) == ((24, 24, 3), np.uint8)
+        np.testing.assert_array_equal(found, expected)
+    grey = image_files.resized_crop(image.convert("L"), draws, 0.08, 24)
+    assert (grey == grey[..., :1]).all()
+
+
+# --- JPEGs that are decoded smaller.
+
+
+def crops(path: Path, draws: list[float], size: int = 48, smallest: float = 0.08):
+    """A random crop without and with ``draft``, and the size that was decoded."""
+    results, decoded = [], []
+    for draft in (False, True):
+        with Image.open(path) as image:
+            crop = image_files.resized_crop(image, draws, smallest, size, draft=draft)
+            results.append(crop.astype(int))
+            decoded.append(image.size)
+    return *results, decoded[1]
+
+
+def of_share(share: float, place: float = 0.5) -> list[float]:
+    """The draws of a square of that share of the area, if the smallest is 0.08."""
+    return [(share - 0.08) / 0.92, 0.5, place, place] * image_files.CROPS_TRIED
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction(tmp_path):
+    path = tmp_path / "x.jpg"
+    natural_image(0, (801, 799)).save(path, quality=90)
+    for share, fraction in ((0.95, 8), (0.9, 8), (0.5, 8), (0.25, 8), (0.2, 4), (0.1, 4)):
+        whole, draft, decoded = crops(path, of_share(share))
+        assert decoded == tuple(-(-side // fraction) for side in (801, 799)), share
+        difference = np.abs(whole - draft)
+        assert difference.mean() < 0.6
+        assert difference.max() < 5
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
+def test_what_is_decoded_at_a_fraction_is_not_shifted(place, tmp_path):
+    """To a tenth of a pixel: a ramp tells where each pixel is from."""
+    ramp = np.tile(np.linspace(0, 255, 797), (797, 1))
+    path = tmp_path / "x.jpg"
+    Image.fromarray(np.stack([ramp, ramp.T, ramp], -1).astype(np.uint8)).save(path, quality=100)
+    whole, draft, decoded = crops(path, of_share(0.5, place))
+    assert decoded == (100, 100)
+    step = np.diff(whole[24, :, 0]).mean()
+    assert np.abs((whole - draft)[2:-2, 2:-2].mean((0, 1))).max() < 0.1 * step
+
+
+def test_what_is_not_larger_than_needed_is_decoded_in_full(tmp_path):
+    natural_image(0, (90, 90)).save(tmp_path / "small.jpg")
+    natural_image(0, (400, 400)).save(tmp_path / "large.jpg")
+    natural_image(0, (400, 400)).save(tmp_path / "large.png")
+    for name, share in (("small.jpg", 0.9), ("large.jpg", 0.05), ("large.png", 0.9)):
+        for place in (0.0, 0.3, 0.999):
+            whole, draft, decoded = crops(tmp_path / name, of_share(share, place), smallest=0.04)
+            np.testing.assert_array_equal(draft, whole)
+            assert max(decoded) in (90, 400)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_all_kinds_of_jpeg_are_decoded_smaller(mode, tmp_path):
+    natural_image(0, (400, 400)).convert(mode).save(tmp_path / "x.jpg")
+    whole, draft, decoded = crops(tmp_path / "x.jpg", of_share(0.9))
+    assert decoded == (100, 100)
+    assert np.abs(whole - draft).mean() < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_jpegs_decoded_smaller_are_turned_alike(orientation, tmp_path):
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    path = tmp_path / "x.jpg"
+    natural_image(1, (500, 340)).save(path, quality=92, exif=tag)
+    for seed in range(4):
+        draws = np.random.default_rng(seed).random(40).tolist()
+        whole, draft, decoded = crops(path, draws, size=24)
+        assert decoded != (500, 340)
+        # Mirrored, it is shifted by less than a pixel, since the last ones are fractions.
+        assert np.abs(whole - draft).mean() < 4
+        assert np.abs(whole - draft[::-1]).mean() > 10
+        assert np.abs(whole - draft.swapaxes(0, 1)).mean() > 10
+
+
+# --- Torchvision's.
+
+
+@pytest.mark.foreign
+@pytest.mark.parametrize("size", [(500, 375), (100, 333), (64, 64)])
+def test_random_boxes_are_distributed_as_torchvisions(size, torchvision):
+    import torch
+
+    torch.manual_seed(0)
+    image = Image.new("RGB", size)
+    draw = torchvision.transforms.RandomResizedCrop.get_params
+    theirs = np.array([draw(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(10_000)])
+    left, upper, right, lower = boxes(size).T
+    ours = np.stack([upper, left, lower - upper, right - left], 1)
+    for values in (ours, theirs):
+        assert (values[:, 2:] > 0).all()
+    error = np.sqrt((ours.var(0) + theirs.var(0)) / len(ours))
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 4 * error).all()
+    areas = [each[:, 2] * each[:, 3] / (size[0] * size[1]) for each in (ours, theirs)]
+    assert abs(areas[0].mean() - areas[1].mean()) < 4 * np.sqrt(2 * areas[0].var() / len(ours))
+    np.testing.assert_allclose(
+        *(np.quantile(area, np.linspace(0, 1, 11)) for area in areas), atol=0.03
+    )
+
+
+@pytest.mark.foreign
+def test_where_no_box_fits_it_is_torchvisions(torchvision):
+    from itertools import product
+
+    draw = torchvision.transforms.RandomResizedCrop.get_params
+    for width, height in product((1, 2, 3, 50, 99, 100, 101, 133, 134, 500), repeat=2):
+        # No box of all of the area is that long.
+        upper, left, h, w = draw(Image.new("RGB", (width, height)), (4.0, 4.0), (3 / 4, 4 / 3))
+        ours = image_files.random_box((width, height), [0.5] * 40, 4.0)
+        assert ours == (left, upper, left + w, upper + h), (width, height)
+
+
+@pytest.mark.foreign
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_random_crop_is_torchvisions_to_the_pixel(interpolation, torchvision):
+    transforms = torchvision.transforms
+    method = transforms.InterpolationMode(interpolation)
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        image = natural_image(seed, tuple(random.integers(20, 200, 2).tolist()))
+        draws = random.random(40).tolist()
+        left, upper, right, lower = image_files.random_box(image.size, draws, 0.08)
+        place = (upper, left, lower - upper, right - left)
+        theirs = transforms.functional.resized_crop(image, *place, [64, 64], method)
+        ours = image_files.resized_crop(image, draws, 0.08, 64, interpolation)
+        np.testing.assert_array_equal(ours, np.asarray(theirs))

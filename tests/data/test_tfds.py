@@ -3,6 +3,8 @@
 import importlib.util
 import io
 import json
+import math
+import pickle
 import struct
 import tempfile
 from pathlib import Path
@@ -12,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_flax.data import Splits, load_dataset
+from resnet_flax.data import LazyImages, Resizing, Splits, load_dataset
 from resnet_flax.data import tfds as tfds_sets
-from resnet_flax.data.image_files import cropped
+from resnet_flax.data.image_files import cropped, resized
 from resnet_flax.data.tfds import quiet_tfds
 from resnet_flax.errors import InputError
 from tests.support.image_files import assert_same_images, random_image
@@ -270,3 +272,113 @@ def test_tfds_is_silenced_only_while_it_is_used() -> None:
         assert logging.get_verbosity() == logging.ERROR
     assert logging.get_verbosity() == logging.INFO
     logging.set_verbosity(before)
+
+
+# --- Images that stay on the disk.
+
+
+def assert_same(lazy: Any, resident: Any) -> None:
+    assert isinstance(lazy.images, LazyImages)
+    assert isinstance(resident.images, np.ndarray)
+    np.testing.assert_array_equal(lazy.images[:], resident.images)
+    np.testing.assert_array_equal(lazy.labels, resident.labels)
+    assert lazy.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("shape", [(20, 16, 3), (None, None, 3), (8, 8, 3), (12, 10, 4)])
+@pytest.mark.parametrize("counts", [COUNTS, {"train": 30}, {"train": 9, "validation": 5}])
+def test_from_the_disk_a_set_is_the_same_as_in_memory(folder, shape, counts):
+    prepare(folder, shape=shape, counts=counts)
+    lazy, resident = (load(folder, image_size=8, stream_above=above) for above in (0, math.inf))
+    for part in range(2):
+        assert_same(lazy[part], resident[part])
+    assert lazy[2:] == resident[2:]
+    assert_same(lazy.train.hold_out(5)[1].take(3), resident.train.hold_out(5)[1].take(3))
+
+
+def test_a_pretrained_networks_resizing_is_followed_and_told(folder):
+    made = prepare(folder, shape=(20, 16, 3))
+    resizing = Resizing(9, squash=True, interpolation="bicubic")
+    lazy, resident = (
+        load(folder, image_size=8, resizing=resizing, stream_above=above) for above in (0, math.inf)
+    )
+    assert_same(lazy.train, resident.train)
+    assert lazy.resizing == resident.resizing == resizing
+    assert_same_images(resident.train.images, [resized(each, 8, resizing) for each in made[:12]])
+
+
+def test_small_squares_are_small_and_do_not_stay_on_the_disk(folder):
+    """CIFAR-10 at 224 pixels is 184 MB, not 9 GB: the training step makes them larger."""
+    prepare(folder)
+    above = 18 * 8 * 8 * 3
+    for resizing in (None, Resizing(32)):
+        data = load(folder, image_size=28, stream_above=above, resizing=resizing)
+        assert data.train.images.shape == (12, 8, 8, 3)
+        assert isinstance(data.train.images, np.ndarray)
+        assert data.resizing is None
+    assert isinstance(load(folder, stream_above=above - 1).train.images, LazyImages)
+
+
+def test_labels_are_read_once_and_kept(folder, said, monkeypatch):
+    prepare(folder)
+    kept = folder / "shapes" / "1.0.0" / "labels.npy"
+    expected = load(folder)
+    assert not kept.exists()
+
+    def labels() -> tuple[list[int], bool]:
+        """And whether they were read from the records."""
+        said.clear()
+        data = load(folder, stream_above=0)
+        return [*data.train.labels, *data.test.labels], any("labels" in line for line in said)
+
+    wanted = [*expected.train.labels, *expected.test.labels]
+    assert labels() == (wanted, True)
+    assert labels() == (wanted, False)
+    content = kept.read_bytes()
+    np.save(kept, np.zeros(17, np.int32))
+    other = kept.read_bytes()
+    np.save(kept, np.zeros(18))
+    objects = io.BytesIO()
+    np.save(objects, np.array([{}], object))
+    for damaged in (b"", content[:50], content[:-4], b"PK\x03\x04", b"text", other,
+                    kept.read_bytes(), objects.getvalue()):  # fmt: skip
+        kept.write_bytes(damaged)
+        assert labels() == (wanted, True)
+        assert kept.read_bytes() == content
+    kept.unlink()
+    kept.mkdir()  # what cannot be written
+    assert labels() == (wanted, True)
+    assert sum(line.startswith("labels not kept: ") for line in said) == 1
+
+
+def test_sets_that_cannot_be_read_in_any_order_are_refused(folder):
+    prepare(folder)
+    info = folder / "shapes" / "1.0.0" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    line = refused(folder, "shapes", stream_above=0)
+    assert line.startswith(f"{info.parent} is too large for memory, and its tfrecord files cannot")
+    assert line.endswith("prepare it with `--file_format=array_record`")
+
+
+def test_records_travel_to_other_processes_after_they_were_read(folder):
+    prepare(folder)
+    images = load(folder, stream_above=0).train.images
+    pixels = images[:]
+    again = pickle.loads(pickle.dumps(images))
+    assert len(pickle.dumps(images)) < 2000
+    np.testing.assert_array_equal(again[:], pixels)
+
+
+def test_records_that_are_damaged_on_the_disk_are_named(folder):
+    prepare(folder, shape=(20, 20, 3))
+    version = folder / "shapes" / "1.0.0"
+    data = load(folder, stream_above=0, image_size=8)
+    (shard,) = version.glob("*-test.*")
+    content = shard.read_bytes()
+    assert content.count(b"IHDR") == 6
+    shard.write_bytes(content[: len(content) // 2])
+    fresh = pickle.loads(pickle.dumps(data.test.images))
+    with pytest.raises(InputError, match=f"^cannot read image 0 of test in {version} "):
+        fresh[:]
+    (version / "labels.npy").unlink()
+    assert f"cannot read {version} (" in refused(folder, "shapes", stream_above=0)

@@ -49,3 +49,23 @@ def assert_same_images(found: np.ndarray, expected: list[Image.Image]) -> None:
     """In whatever order."""
     arrays = [np.asarray(image).reshape(found.shape[1:]) for image in expected]
     assert sorted(each.tobytes() for each in found) == sorted(each.tobytes() for each in arrays)
+
+
+def natural_image(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Smooth and rough at once, as photographs are: of each octave, half of the one before."""
+    layers = [random_image(9 * seed + n, (2 << n, 2 << n)).resize(size, 3) for n in range(8)]
+    shares = 0.5 ** np.arange(8)
+    mixed = np.tensordot(shares / shares.sum(), np.stack(layers).astype(np.float32), 1)
+    return Image.fromarray(np.uint8(np.clip(1.6 * (mixed - 127.5) + 127.5, 0, 255)))
+
+
+def write_photos(root: Path, count: int = 5, largest: int = 40, ending: str = "jpg") -> Path:
+    """Writes ``root/CLASS/NUMBER``: two classes of coloured images, of all sizes from a half."""
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("cats", "dogs")):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            width, height = random.integers(largest // 2, largest + 1, 2).tolist()
+            photo = natural_image(count * label + number, (width, height))
+            photo.save(root / name / f"{number:02}.{ending}")
+    return root
