@@ -98,15 +98,23 @@ def machine() -> str:
     return ", ".join(parts + [word for word in ("avx512f", "avx2") if word in about][:1])
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
     """Of Python and of those packages that a figure may depend on and that are installed."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def spread(values: list[float], digits: int = 1, unit: str = "") -> str:
+    """Median and range."""
+    low, middle, high = (
+        f"{each:.{digits}f}" for each in (min(values), statistics.median(values), max(values))
+    )
+    return f"{middle}{unit} ({low}-{high})"
 
 
 def rendered(page: str) -> str:
