@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import itertools
 import multiprocessing
+import os
 import random
 import statistics
 import tempfile
@@ -42,6 +43,7 @@ QUALITY, NOISE = 90, 8.0  # with which 256x256 pixels take 20 kB, as photos of t
 BASES = 48  # photos that all others are shifts of: drawing one takes longer than its JPEG
 RECORDS = "photos"  # the name of the set in TFDS' layout
 EPOCHS = 10**6
+NEEDED = 24_000  # images/s: eight GPUs, each of the 3,000 that benchmarks/scaling.py assumes
 PICTURE = ROOT / "docs" / "input_memory.png"
 # A process that has imported neither JAX nor PyTorch, for whoever starts workers from it.
 SPAWN = multiprocessing.get_context("spawn")
@@ -323,7 +325,7 @@ def compare(
     if max(map(shorter, sizes)) < LARGE:
         possible = [each for each in possible if not each.draft]
     rows = [
-        (f"{each.name}, {number} worker{'s' * (number > 1)}" if number else each.name, each, number)
+        (row_name(each, number), each, number)
         for each in possible
         for number in (workers if each.workers else [0])
     ]
@@ -343,7 +345,7 @@ def compare(
     for name, contender, number in rows:
         cells = []
         for measured in rates.values():
-            ours = measured[next(row for row, *key in rows if key == [OURS, number or workers[0]])]
+            ours = measured[row_name(OURS, number or workers[0])]
             theirs = measured.get(name, [])
             ratios = [a / b for a, b in zip(ours, theirs, strict=bool(theirs))]
             own = contender is OURS or not ratios
@@ -353,6 +355,12 @@ def compare(
             ]
         table.add(name, *cells)
     return table, rates
+
+
+def row_name(contender: Contender, workers: int) -> str:
+    """Of the table."""
+    several = "s" * (workers > 1)
+    return f"{contender.name}, {workers} worker{several}" if workers else contender.name
 
 
 def shorter(size: str) -> int:
@@ -497,6 +505,12 @@ def report_rates(options: argparse.Namespace, folder: Path) -> None:
     table, rates = compare(
         folders, options.workers, options.batch_size, options.batches, options.rounds
     )
+    most, cores = max(options.workers), os.cpu_count() or 1
+    cells = []
+    for rows in rates.values():
+        of_a_core = statistics.median(rows[row_name(OURS, most)]) / min(most, cores)
+        cells += [f"{NEEDED / of_a_core:.0f}", ""]
+    table.add(f"cores for {NEEDED:,} images/s, as {row_name(OURS, most)}", *cells)
     rounded = {
         size: {name: [round(each, 1) for each in values] for name, values in rows.items()}
         for size, rows in rates.items()
@@ -509,7 +523,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cores = default_workers()
     parser.add_argument("--memory", action="store_true", help="watch an epoch of the first size")
     parser.add_argument("--folder", type=Path, help="keeps the photos (default: a temporary one)")
     parser.add_argument(
@@ -517,7 +530,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, help="default: 2000, or 50000 with --memory")
     parser.add_argument("--classes", type=int, help="default: 10, or 500 with --memory")
-    parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, cores}))
+    parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, default_workers()}))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--batches", type=int, default=32, help="in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
