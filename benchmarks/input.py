@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.input`` generates JPEG photos by class, and the same as TFDS' ArrayRecord
 files, and makes batches of random crops of 224x224 pixels from them. The contenders take turns; a
-turn is a process of its own, which starts its workers and fills what they keep ready before the
-clock starts. All decode with Pillow; PyTorch's mirror the crops as well, which ours do on the
+turn is a process of its own, whose workers have begun before the clock starts. It takes about
+twenty minutes on two cores. All decode with Pillow; PyTorch's mirror the crops as well, which ours do on the
 device. "ours is" compares with `resnet_flax`, files, by as many workers.
 
 ``python -m benchmarks.input --memory`` streams an epoch of a large folder to the device as a run
@@ -290,10 +290,10 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def take_turn(contender: Contender, settings: Settings, timed: int) -> float:
-    """Images/s of so many batches, after what the workers keep ready has been taken."""
+    """Images/s of so many batches, after the first of each worker, which imports meanwhile."""
     batches = contender.batches(settings)
     try:
-        for _ in range(4 * settings.workers if contender.workers else 1):
+        for _ in range(2 * settings.workers or 1):
             next(batches)
         started = time.perf_counter()
         for _ in range(timed):
@@ -337,10 +337,12 @@ def compare(
         columns += ["ours is"]
         chosen = [row for row in rows if not row[1].draft or shorter(size) >= LARGE]
         rates[size] = {name: [] for name, *_ in chosen}
-        for _ in range(rounds):
+        for turn in range(rounds):
+            print(f"{size}: round {turn + 1} of {rounds}", flush=True)
             for name, contender, number in chosen:
                 settings = Settings(folder, number, batch_size)
                 rates[size][name].append(in_own_process(take_turn, contender, settings, timed))
+    print()
     table = Table(*columns)
     for name, contender, number in rows:
         cells = []
@@ -532,8 +534,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, help="default: 10, or 500 with --memory")
     parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, default_workers()}))
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=32, help="in a turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+    parser.add_argument("--batches", type=int, default=16, help="in a turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--output", type=Path, help="keeps the table (default: in results)")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="of --memory")
     options = parser.parse_args()
