@@ -109,6 +109,14 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     return found
 
 
+def spread(values: list[float], digits: int = 1, unit: str = "") -> str:
+    """Median and range."""
+    low, middle, high = (
+        f"{each:.{digits}f}" for each in (min(values), statistics.median(values), max(values))
+    )
+    return f"{middle}{unit} ({low}-{high})"
+
+
 def rendered(page: str) -> str:
     """The page with every kept table as its file has it."""
 

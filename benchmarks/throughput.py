@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.tables import Table, machine, output_flag, versions
+from benchmarks.tables import Table, machine, output_flag, spread, versions
 from resnet_flax.machine.runtime import BARRIER_FLAG, YNNPACK_FLAG
 from resnet_flax.nn.resnet import build_model
 from resnet_flax.nn.summary import summarize
@@ -76,11 +76,6 @@ def ask(process: subprocess.Popen[str], order: Any = None) -> Any:
     return json.loads(answer)
 
 
-def spread(values: list[float]) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
-
-
 def main() -> None:
     """Prints the table and keeps it."""
     parser = argparse.ArgumentParser(
@@ -127,9 +122,8 @@ def main() -> None:
     ours = rates[contenders[0].name]
     for name, rows in answers.items():
         ratios = [a / b for a, b in zip(ours, rates[name], strict=True)]
-        ratio = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
         last = (rows[-1]["both"], ready[name], rows[-1]["peak"])
-        ratio = "" if rates[name] is ours else ratio
+        ratio = "" if rates[name] is ours else spread(ratios, 2, "x")
         table.add(name, spread(rates[name]), ratio, *(f"{each:.1f}" for each in last))
     share = statistics.median(ours) / roof
     print(f"\n{contenders[0].name} runs at {share:.0%} of {gigaflops:.0f} GFLOP/s, a product of")
