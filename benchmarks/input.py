@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.input`` generates JPEG photos by class, and the same as TFDS' ArrayRecord
 files, and makes batches of random crops of 224x224 pixels from them. The contenders take turns; a
-turn is a process of its own, whose workers have begun before the clock starts. It takes about
-twenty minutes on two cores. All decode with Pillow; PyTorch's mirror the crops as well, which ours
-do on the device. "ours is" compares with `resnet_flax`, files, by as many workers.
+turn is a process of its own, whose workers have begun before the clock starts. All decode with
+Pillow; PyTorch's mirror the crops as well, which ours do on the device. "ours is" compares with
+`resnet_flax`, files, by as many workers. It takes about twenty minutes on two cores.
 
 ``python -m benchmarks.input --memory`` streams an epoch of a large folder to the device as a run
 does, and draws the memory of all its processes: the sum of their proportional set sizes, in which
