@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import threading
 import urllib.error
 import urllib.request
 import warnings
@@ -34,6 +35,7 @@ NETWORK_TIMEOUT = 10  # seconds without an answer; TFDS would retry for minutes,
 # Decoded at a time: array_record reads in bulk, and large images should not all be in memory.
 EXAMPLES_AT_ONCE = 1000
 LABELS = "labels.npy"
+OPENING = threading.Lock()  # a cached property alone is computed by each of several threads
 
 
 def tfds_folder(data_dir: Path | None) -> Path:
@@ -85,15 +87,20 @@ class RecordStore:
         ]
         return np.array(labels, np.int32)
 
-    @cached_property
+    @property
     def _sources(self) -> list[Any]:
+        with OPENING:
+            return self._opened
+
+    @cached_property
+    def _opened(self) -> list[Any]:
         with quiet_tfds() as tfds:
             builder = tfds.builder_from_directory(self.data_path)
             decoders = {self.key: tfds.decode.SkipDecoding()}
             return [builder.as_data_source(split, decoders=decoders) for split in self.splits]
 
     def __getstate__(self) -> dict[str, Any]:  # each process opens the files itself
-        return {name: value for name, value in vars(self).items() if name != "_sources"}
+        return {name: value for name, value in vars(self).items() if name != "_opened"}
 
 
 def load_tfds(

@@ -260,20 +260,25 @@ def test_when_a_worker_dies_all_start_again_once(photos, caplog, capfd):
     batches = stream_of(photos, epochs=20)
     expected = [batches[number] for number in range(len(batches))]
     reading = batches.read(3, 2)
-    found = [next(reading)]
-    for _ in range(2):
-        with caplog.at_level(logging.WARNING, "resnet_flax"):
-            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-            with contextlib.suppress(InputError):
-                for _ in range(8):
-                    found.append(next(reading))
-    assert 9 <= len(found) < 20
+
+    def kill_one() -> None:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with caplog.at_level(logging.WARNING, "resnet_flax"):
+        found = [next(reading)]
+        kill_one()
+        found += [next(reading) for _ in range(10)]
+        kill_one()
+        with pytest.raises(InputError) as caught:
+            found += [next(reading) for _ in range(10)]
     assert_same(found, expected[3 : 3 + len(found)])
+    line = str(caught.value)
+    assert line.startswith("the processes that read the images do not last: Worker process was")
+    assert "exit code -9" in line
+    assert line.isprintable()
     (record,) = caplog.records
     assert record.getMessage().startswith("restarting the processes that read the images: ")
     assert "exit code -9" in record.getMessage()
-    with pytest.raises(StopIteration):
-        next(reading)
     assert multiprocessing.active_children() == []
     gc.collect()
     time.sleep(0.5)

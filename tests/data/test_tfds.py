@@ -369,6 +369,18 @@ def test_records_travel_to_other_processes_after_they_were_read(folder):
     np.testing.assert_array_equal(again[:], pixels)
 
 
+def test_threads_that_decode_open_the_records_once(folder, monkeypatch):
+    prepare(folder)
+    images = load(folder, stream_above=0).train.images
+    with quiet_tfds() as tfds:
+        opened, open_once = [], tfds.builder_from_directory
+    monkeypatch.setattr(
+        tfds, "builder_from_directory", lambda path: opened.append(path) or open_once(path)
+    )
+    pickle.loads(pickle.dumps(images))[:]
+    assert opened == [folder / "shapes" / "1.0.0"]
+
+
 def test_records_that_are_damaged_on_the_disk_are_named(folder):
     prepare(folder, shape=(20, 20, 3))
     version = folder / "shapes" / "1.0.0"
