@@ -166,7 +166,7 @@ def squared(image: Image.Image, side: int, resizing: Resizing | None) -> np.ndar
 
 def cropped(image: Image.Image, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
     """The middle of an image, of (width, height): uint8, (height, width, 3), without 3 in "L"."""
-    image = _plain(image).convert("RGB")  # before it is resized, though it may end in grey
+    image = _coloured(image)  # before it is resized, though it may end in grey
     return np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR).convert(mode))
 
 
@@ -176,7 +176,7 @@ def resized(image: Image.Image, size: int, resizing: Resizing, mode: str = "RGB"
     Raises:
         InputError: when the image is so long that, resized, it would not fit into memory.
     """
-    image = _plain(image).convert("RGB")
+    image = _coloured(image)
     side, shorter = resizing.side, min(image.size)
     new = (side, side)
     if not resizing.squash:
@@ -219,7 +219,7 @@ def resized_crop(
         enough = size / min(box[2] - box[0], box[3] - box[1])
         shrunk = image.draft(image.mode, (math.ceil(width * enough), math.ceil(height * enough)))
         scale = shrunk[1][2] / width if shrunk else scale
-    image = _plain(image).convert("RGB")
+    image = _coloured(image)
     method = Image.Resampling[interpolation.upper()]
     if scale == 1:
         part = image.crop(random_box(image.size, draws, smallest))
@@ -360,6 +360,11 @@ def _plain(image: Image.Image) -> Image.Image:
     bright = ImageStat.Stat(shown).sum[0] * 255 > MIDDLE * ImageStat.Stat(alpha).sum[0]
     ground = Image.new("RGBA", image.size, "black" if bright else "white")
     return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def _coloured(image: Image.Image) -> Image.Image:
+    image = _plain(image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _upright(image: Image.Image) -> Image.Image:
