@@ -112,8 +112,8 @@ class BatchStream:
                 if restarts == RESTARTS:
                     raise InputError(
                         f"the processes that read the images do not last: {one_line(error):.200} "
-                        "(137 or -9: there is too little memory; a script that trains needs "
-                        '`if __name__ == "__main__":`)'
+                        "(-9: too little memory; -7: too little in /dev/shm, Docker's --shm-size; "
+                        'a script that trains needs `if __name__ == "__main__":`)'
                     ) from error
                 restarts += 1
                 logger.warning("restarting the processes that read the images: %s", error)
