@@ -32,9 +32,12 @@ def run(command: str) -> int:
         for each in (signal.SIGINT, signal.SIGTERM):  # there is nothing to lose yet
             signal.signal(each, lambda signum, frame: os._exit(128 + signum))
     program = importlib.import_module(f"resnet_flax.commands.{command}")
-    from resnet_flax.commands.command_line import run_command
+    from resnet_flax.commands.command_line import SIGNALLED, run_command
 
-    return run_command(program.main)
+    code = run_command(program.main)
+    if code > SIGNALLED:  # XLA, still compiling as Python ends, would fault seconds later
+        os._exit(code)
+    return code
 
 
 def main() -> int:
