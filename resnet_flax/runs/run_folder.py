@@ -100,6 +100,7 @@ def _saved_config(folder: Path) -> TrainConfig:
             saved = json.loads(file.read(LARGEST_CONFIG))
         if not isinstance(saved, dict):
             raise ValueError("not a table of flags")
+        saved.setdefault("stream", "never")  # as all runs were before it could be said
         if "format" not in saved and saved.get("recipe") in ("fast", "best"):
             # Version 0.1.0 trained these recipes' networks whatever model and flavour said.
             recipe = RECIPES[saved["recipe"]]

@@ -76,6 +76,17 @@ def test_what_may_change_is_taken(run):
     )
 
 
+def test_a_run_of_before_streams_goes_on_without(run):
+    file = run / "config.json"
+    content = json.loads(file.read_text())
+    del content["stream"]
+    file.write_text(json.dumps(content))
+    assert resolve(TrainConfig(resume=True, run_dir=run)).stream == "never"
+    assert resolve(TrainConfig(resume=True, run_dir=run, stream="auto")).stream == "never"
+    with pytest.raises(InputError, match="`stream` 'never' there, 'always' here"):
+        resolve(TrainConfig(resume=True, run_dir=run, stream="always", dataset="folder:a b"))
+
+
 def test_the_epochs_decide_a_schedule_that_the_run_names(tmp_path):
     for recipe in ("d2l", "best"):
         open_run(TrainConfig(run_dir=tmp_path / recipe, recipe=recipe))
