@@ -35,7 +35,8 @@ def run(command: str) -> int:
     from resnet_flax.commands.command_line import SIGNALLED, run_command
 
     code = run_command(program.main)
-    if code > SIGNALLED:  # XLA, still compiling as Python ends, would fault seconds later
+    # XLA, still compiling as Python ends, would fault seconds later.
+    if code - SIGNALLED in (signal.SIGINT, signal.SIGTERM):
         os._exit(code)
     return code
 
