@@ -30,7 +30,7 @@ def test_every_flag_reaches_its_field():
         "--coordinator host:1 --num-processes 2 --process-id 1 --validation-examples 9 "
         "--dataset cifar10 --flavour torchvision --init c --freeze-stages 2 --tensorboard "
         "--follow-links --normalization imagenet --normalization-groups 4 "
-            "--stream always --workers 3 --draft --skip-broken".split()
+        "--stream always --workers 3 --draft --skip-broken".split()
     )
     default = TrainConfig()
     unchanged = [
