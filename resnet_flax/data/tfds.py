@@ -77,14 +77,7 @@ class RecordStore:
 
     def read_labels(self, key: str) -> np.ndarray:
         """All labels, int32 (N,), without decoding an image."""
-        labels = [
-            example[key]
-            for source in self._sources
-            for start in range(0, len(source), EXAMPLES_AT_ONCE)
-            for example in source.__getitems__(
-                range(start, min(start + EXAMPLES_AT_ONCE, len(source)))
-            )
-        ]
+        labels = [example[key] for source in self._sources for example in _in_order(source)]
         return np.array(labels, np.int32)
 
     @property
@@ -154,7 +147,10 @@ def read_examples(builder: Any, split: str) -> Iterator[Any]:
         for file in builder.info.splits[split].filepaths:
             yield from map(deserialize, read_tfrecords(Path(file)))
         return
-    source = builder.as_data_source(split)
+    yield from _in_order(builder.as_data_source(split))
+
+
+def _in_order(source: Any) -> Iterator[Any]:
     for start in range(0, len(source), EXAMPLES_AT_ONCE):
         yield from source.__getitems__(range(start, min(start + EXAMPLES_AT_ONCE, len(source))))
 

@@ -215,18 +215,14 @@ def load_data(config: TrainConfig, resizing: Resizing | None = None) -> Splits:
 
 def feed_of(config: TrainConfig, data: Splits, mesh: Mesh) -> Feed:
     """The batches: of sets on the devices, or of images that stay on the disk."""
+
+    def batches(epoch: int) -> list[np.ndarray]:
+        return shuffled_batches(len(data.train), config.batch_size, seed=config.seed, epoch=epoch)
+
     if not isinstance(data.train.images, LazyImages):
-
-        def batches(epoch: int) -> list[np.ndarray]:
-            return shuffled_batches(
-                len(data.train), config.batch_size, seed=config.seed, epoch=epoch
-            )
-
         train, test = (Images.place(each.images, each.labels, mesh) for each in data[:2])
         return ResidentFeed(train, test, batches, mesh)
-    sizes = [config.batch_size] * (len(data.train) // config.batch_size)
-    if rest := len(data.train) % config.batch_size:
-        sizes.append(rest)
+    sizes = [len(batch) for batch in batches(1)]
     test_size = whole_share(sizes[0], mesh)
     stream = BatchStream(
         data.train,

@@ -37,10 +37,23 @@ def finish(*processes: subprocess.Popen[str]) -> None:
     assert [process.returncode for process in processes] == [0] * len(processes), said
 
 
+def run_together(result: Path, devices: int, source: str | Path, processes: int) -> None:
+    """One run of several processes with so many devices each."""
+    numbers = map(str, range(processes))
+    shared = (result, devices, source, coordinator(), str(processes))
+    finish(*(start(*shared, number) for number in numbers))
+
+
 def coordinator() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def copy_first_epoch(finished: Path, result: Path) -> None:
+    """The folder of a finished run, without its last checkpoint, as that of another."""
+    run = shutil.copytree(finished.with_suffix(".run"), result.with_suffix(".run"))
+    shutil.rmtree(max((run / CHECKPOINTS).iterdir(), key=lambda folder: int(folder.name)))
 
 
 def check_same(result: Path, one_device: Path, devices: int, first_epoch: int = 1) -> None:
@@ -68,9 +81,8 @@ def test_eight_devices_compute_what_one_does(tmp_path, one_device):
 
 @pytest.mark.slow
 def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, one_device):
-    address = coordinator()
     result = tmp_path / "four.npz"
-    finish(*(start(result, 2, "-", address, "2", str(number)) for number in range(2)))
+    run_together(result, 2, "-", processes=2)
     check_same(result, one_device, 4)
     assert sorted(path.name for path in result.with_suffix(".run").iterdir()) == [
         "checkpoints",
@@ -82,11 +94,8 @@ def test_two_processes_of_two_devices_compute_what_one_does(tmp_path, one_device
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path, one_device):
     result = tmp_path / "changing.npz"
-    run = result.with_suffix(".run")
-    shutil.copytree(one_device.with_suffix(".run"), run)
-    shutil.rmtree(max((run / CHECKPOINTS).iterdir(), key=lambda folder: int(folder.name)))
-    address = coordinator()
-    finish(*(start(result, 1, "-", address, "2", str(number)) for number in range(2)))
+    copy_first_epoch(one_device, result)
+    run_together(result, 1, "-", processes=2)
     check_same(result, one_device, 2)
 
 
@@ -108,9 +117,8 @@ def streamed(tmp_path_factory) -> tuple[Path, Path]:
 def test_four_processes_read_what_one_does(tmp_path, streamed):
     """Each reads its share; of the last batch's 6 images, all."""
     folder, one = streamed
-    address = coordinator()
     result = tmp_path / "four.npz"
-    finish(*(start(result, 1, folder, address, "4", str(n)) for n in range(4)))
+    run_together(result, 1, folder, processes=4)
     check_same(result, one, 4)
 
 
@@ -118,19 +126,15 @@ def test_four_processes_read_what_one_does(tmp_path, streamed):
 def test_a_streamed_run_goes_on_in_another_number_of_processes(tmp_path, streamed):
     folder, one = streamed
     result = tmp_path / "changing.npz"
-    run = result.with_suffix(".run")
-    shutil.copytree(one.with_suffix(".run"), run)
-    shutil.rmtree(max((run / CHECKPOINTS).iterdir(), key=lambda each: int(each.name)))
-    address = coordinator()
-    finish(*(start(result, 2, folder, address, "2", str(n)) for n in range(2)))
+    copy_first_epoch(one, result)
+    run_together(result, 2, folder, processes=2)
     check_same(result, one, 4, first_epoch=2)
 
 
 def test_two_processes_of_two_devices_read_what_one_does(tmp_path, streamed):
     folder, one = streamed
-    address = coordinator()
     result = tmp_path / "four.npz"
-    finish(*(start(result, 2, folder, address, "2", str(n)) for n in range(2)))
+    run_together(result, 2, folder, processes=2)
     check_same(result, one, 4)
 
 
