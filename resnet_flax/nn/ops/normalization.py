@@ -72,7 +72,11 @@ def _channel_sums(*arrays: jax.Array) -> Sequence[jax.Array]:
         return tuple(a + b for a, b in zip(left, right, strict=True))
 
     zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
-    return lax.reduce(arrays, zeros, add, range(arrays[0].ndim - 1))
+    # Each image's first: of one long sum per channel, few of a GPU's processors do all the work,
+    # and XLA then computes what is summed in a kernel before, in float32 (27 us for one layer).
+    for axes in (range(1, arrays[0].ndim - 1), (0,)):
+        arrays = lax.reduce(arrays, zeros, add, axes) if axes else arrays
+    return arrays
 
 
 def add_bias(
