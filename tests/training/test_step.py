@@ -14,6 +14,7 @@ from resnet_flax.data import shuffled_batches
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.nn.preprocessing import prepare_images
 from resnet_flax.nn.resnet import build_model
+from resnet_flax.training import step
 from resnet_flax.training.loop import check_batches
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import Images, create_train_state, evaluate, train_step
@@ -44,6 +45,21 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy():
     assert int(after.step) == 1
     chex.assert_trees_all_close(after.params, expected, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(after.batch_stats, update["batch_stats"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_gpu_draws_the_initial_values_by_one_kernel(monkeypatch):
+    texts = []
+
+    def lowered(*arguments):
+        traced = compiled_init.trace(*arguments)
+        texts.append(traced.lower(lowering_platforms=("cuda",)).as_text())
+        return compiled_init(*arguments)
+
+    compiled_init = step._compiled_init
+    monkeypatch.setattr(step, "_compiled_init", lowered)
+    new_state(random_data(8))
+    assert "@cu_threefry2x32_ffi" in texts[0]
+    assert not jax.config.values["jax_threefry_gpu_kernel_lowering"]  # as it was
 
 
 def test_the_state_is_immutable_and_donated():
