@@ -1,5 +1,6 @@
 """The compiled programs of a run: which there are, and which are made when."""
 
+import time
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -19,14 +20,19 @@ EVALUATION = "evaluation"
 class Programs:
     """Programs that are compiled in the order in which they are first used.
 
-    On a CPU the first is ready at once, and the others are made while it computes: training starts
-    two seconds sooner. A GPU's compiler measures kernels to choose among them, and nothing may
-    disturb it: side by side D2L's three took an H100 78 s, the first alone 13 s. So there all are
-    made first, one after the other; a program that it refuses stops the run before it trains.
+    The first is ready at once, and the others are made after its first call: on a CPU while it goes
+    on to compute. A GPU's compiler measures kernels to choose among them, and nothing may disturb
+    it: side by side D2L's three took an H100 78 s, the first alone 8 s. So there the devices wait
+    until the others are made, one after the other.
 
     Use it in a ``with`` statement: at its end nothing is being compiled any more. What waits until
     there is no more use for it, as when a run is asked to stop, is never begun: ``wanted`` tells.
+
+    Attributes:
+        paused: seconds in which the devices waited for the compiler.
     """
+
+    paused = 0.0
 
     def __init__(
         self,
@@ -35,12 +41,9 @@ class Programs:
     ) -> None:
         self._wanted = wanted
         (first, lower_first), *self._others = lower.items()
+        self._compiled = {first: lower_first().compile()}
         self._compiling: dict[Hashable, Future[jax.stages.Compiled]] = {}
         self._background = ThreadPoolExecutor(1)
-        self._compiled = {first: lower_first().compile()}
-        if jax.default_backend() != "cpu":
-            self._compiled |= {name: lower().compile() for name, lower in self._others}
-            self._others = []
 
     def __enter__(self) -> Self:
         return self
@@ -54,8 +57,16 @@ class Programs:
             self._compile_others()
             self._compiled[name] = self._compiling[name].result()
         result = self._compiled[name](*arguments)
-        if self._wanted():
-            self._compile_others()
+        if self._others and self._wanted():
+            if jax.default_backend() == "cpu":
+                self._compile_others()
+            else:
+                jax.block_until_ready(result)
+                started = time.perf_counter()
+                self._compile_others()
+                for compiling in self._compiling.values():
+                    compiling.result()
+                self.paused += time.perf_counter() - started
         return result
 
     def _compile_others(self) -> None:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.machine.devices import any_process, replicate
 from resnet_flax.machine.interruption import Interrupted, Interruption
-from resnet_flax.training.compilation import EVALUATION, compile_programs
+from resnet_flax.training.compilation import EVALUATION, Programs, compile_programs
 from resnet_flax.training.feed import Feed
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.position import EpochResult, Position
@@ -113,7 +113,7 @@ def train_epoch(
     job: Job,
     state: TrainState,
     position: Position,
-    programs: Callable[..., tuple[TrainState, Metrics]],
+    programs: Programs,
     on_step: Callable[[int, Metrics], None],
     *,
     save: Event,
@@ -127,11 +127,11 @@ def train_epoch(
     feed, steps = job.feed, len(job.feed.sizes)
     metrics = replicate(position.metrics, job.mesh)
     started = time.perf_counter() - position.training_seconds
-    saved = time.perf_counter()
+    saved, paused = time.perf_counter(), programs.paused
 
     def reached(steps: int) -> Position:
         check_finite(metrics, position.epoch, steps)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - (programs.paused - paused)
         return position.replace(steps=steps, metrics=metrics, training_seconds=seconds)
 
     done = position.steps

@@ -14,6 +14,7 @@ from resnet_flax.nn.resnet import ResNet
 from resnet_flax.runs.checkpoints import Checkpoints
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.run_folder import CHECKPOINTS, open_run
+from resnet_flax.training.compilation import Programs
 from resnet_flax.training.feed import ResidentFeed
 from resnet_flax.training.loop import Job, train_epoch
 from resnet_flax.training.metrics import Metrics
@@ -69,6 +70,16 @@ def checkpoints_of(config: TrainConfig) -> Checkpoints:
     return Checkpoints(open_run(config) / CHECKPOINTS)
 
 
+class Steps(Programs):
+    """All programs are one, that is compiled when it is called."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, name: Any, *arguments: Any) -> Any:
+        return steps(*arguments)
+
+
 def run_epoch(
     state: TrainState, data: Images, batch_size: int, epoch: int = 1
 ) -> tuple[TrainState, Metrics]:
@@ -78,7 +89,7 @@ def run_epoch(
         job,
         state,
         Position(results),
-        lambda name, *arguments: steps(*arguments),
+        Steps(),
         on_step=lambda *_: None,
         save=lambda *_: None,
         interruption=Interruption(),

@@ -1,4 +1,6 @@
 import threading
+import time
+from functools import partial
 
 import chex
 import jax
@@ -75,14 +77,31 @@ def test_nothing_more_is_compiled_for_a_run_that_is_asked_to_stop():
     assert [name for name, _ in compiled] == ["first"]
 
 
-def test_an_accelerator_has_all_programs_before_its_first_step(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
-    compiled = []
+def test_an_accelerator_waits_for_the_others_after_the_first_call(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    compiled, called = [], []
+
+    class Slow(Lowered):
+        def compile(self):
+            if self.name != "first":  # whatever it measures, the device does nothing else
+                assert called == ["first"]
+                time.sleep(0.2)
+            super().compile()
+            return lambda: called.append(self.name)
+
     names = ["first", "second", "third"]
-    Programs({name: lambda name=name: Lowered(name, compiled) for name in names})
-    assert compiled == [(name, threading.main_thread()) for name in names]
-    with pytest.raises(RuntimeError, match="too large for the device"):
-        Programs({name: lambda name=name: Lowered(name, []) for name in ("first", "refused")})
+    with Programs({name: partial(Slow, name, compiled) for name in names}) as programs:
+        assert [name for name, _ in compiled] == ["first"]
+        assert programs.paused == 0
+        programs("first")
+        assert [name for name, _ in compiled] == names
+        assert programs.paused > 0.4
+        paused = programs.paused
+        programs("third")
+        assert programs.paused == paused
+    with Programs({name: partial(Lowered, name, []) for name in ("first", "refused")}) as programs:
+        with pytest.raises(RuntimeError, match="too large for the device"):
+            programs("first")
 
 
 def test_a_program_that_the_compiler_refuses_is_an_error_where_it_is_called():
