@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,7 @@ from benchmarks.tables import RESULTS, ROOT, Table, machine, versions
 SECTIONS = ("job", "throughput", "kernels")
 STEPS = 8  # in a program
 WARM_UP, ROUNDS = 2, 3
+JOB_SECONDS = 120.0
 TORCH = {"PyTorch eager": None, "PyTorch reduce-overhead": "reduce-overhead"}
 TORCH |= {"PyTorch max-autotune": "max-autotune"}
 KINDS = {
@@ -121,8 +123,12 @@ def run_case(case: Case, until: float, tiny: bool) -> Case:
         return {**case, "left_out": lines[-1][:300]}
 
 
-def run_job(epochs: int, tiny: bool) -> list[Case]:
-    """Runs ``train.py`` cold and warm; its parts are told by the lines it prints."""
+def run_job(epochs: int, tiny: bool, seconds: float = JOB_SECONDS) -> list[Case]:
+    """Runs ``train.py`` cold and warm; its parts are told by the lines it prints.
+
+    One that takes longer than ``seconds`` is killed. Of one that fails, the last lines are kept,
+    and those in which XLA says why it ended the process.
+    """
     marks = {"compiling the training step": "start", "compiled in": "compile"}
     marks |= {"epoch 1/": "first epoch", "drawing pictures": "other epochs"}
     rows: list[Case] = []
@@ -141,12 +147,15 @@ def run_job(epochs: int, tiny: bool) -> list[Case]:
                 env=environment,
             ) as process:
                 assert process.stdout
+                (timer := threading.Timer(seconds, process.kill)).start()
                 for line in process.stdout:
                     lines.append(line.strip())
                     for mark, part in marks.items():
                         if line.startswith(mark):
                             now = time.perf_counter()
                             parts[part], last = round(now - last, 1), now
+                timer.cancel()
+            reasons = [line for line in lines if "Check failed" in line]
             ended = time.perf_counter()
             parts["results"] = round(ended - last, 1)
             rows.append(
@@ -157,7 +166,7 @@ def run_job(epochs: int, tiny: bool) -> list[Case]:
                     "seconds": round(ended - started, 1),
                     "first_step": round(parts.get("start", 0) + parts.get("compile", 0), 1),
                     "parts": parts,
-                    "ends_with": lines[-2:] if process.returncode == 0 else lines[-30:],
+                    "ends_with": lines[-2:] if process.returncode == 0 else reasons + lines[-30:],
                 }
             )
     return rows

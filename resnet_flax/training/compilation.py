@@ -22,7 +22,7 @@ class Programs:
 
     The first is ready at once, and the others are made after its first call: on a CPU while it goes
     on to compute. A GPU's compiler measures kernels to choose among them, and nothing may disturb
-    it: side by side D2L's three took an H100 78 s, the first alone 8 s. So there the devices wait
+    it: side by side D2L's three took an H100 78 s, the first alone 13 s. So there the devices wait
     until the others are made, one after the other.
 
     Use it in a ``with`` statement: at its end nothing is being compiled any more. What waits until

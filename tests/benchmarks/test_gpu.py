@@ -1,12 +1,14 @@
 """`benchmarks.gpu`, as far as a machine without a GPU can tell."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu
 from benchmarks.gpu import TABLES, job_table, kernels_table, throughput_table
 from benchmarks.tables import RESULTS
 from tests.support.snippets import ROOT
@@ -38,6 +40,25 @@ def test_what_is_left_out_or_failed_stands_in_the_table() -> None:
     assert kernels_table([left_out]).rows == [["all", "no time left"]]
     failed = {"job": "cold", "parts": {"compile": 2.0}, "seconds": 9.0, "exit_code": 1}
     assert job_table([failed]).rows == [["cold, failed with exit code 1", "2.0", "9.0"]]
+
+
+def test_a_job_that_hangs_is_killed_and_one_that_xla_ends_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    (tmp_path / "train.py").write_text("""
+import os, sys, time
+print("compiling the training step ...", flush=True)
+if "warm" in " ".join(sys.argv):
+    time.sleep(60)
+print("F1126 22:54 triton.cc:703] Check failed: 144 vs. 24", *range(40), sep="\\n", flush=True)
+os.abort()
+""")
+    cold, warm = gpu.run_job(1, True, seconds=5)
+    assert cold["exit_code"] == -signal.SIGABRT
+    assert cold["ends_with"][0].endswith("Check failed: 144 vs. 24")
+    assert warm["exit_code"] == -signal.SIGKILL
+    assert "start" in warm["parts"]
 
 
 @pytest.mark.parametrize("section", ["throughput", "kernels"])
