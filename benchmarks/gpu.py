@@ -93,7 +93,7 @@ def main() -> None:
     if "kernels" in options.only:
         note("kernels", run_case({**CASES[0], "trace": True}, until, options.tiny))
     if "job" in options.only:
-        for row in run_job(options.epochs, options.tiny):
+        for row in run_job(options.epochs, options.tiny, until):
             note("job", row)
     if "throughput" in options.only and not options.tiny:
         for case in CASES[4:]:
@@ -123,11 +123,11 @@ def run_case(case: Case, until: float, tiny: bool) -> Case:
         return {**case, "left_out": lines[-1][:300]}
 
 
-def run_job(epochs: int, tiny: bool, seconds: float = JOB_SECONDS) -> list[Case]:
+def run_job(epochs: int, tiny: bool, until: float) -> list[Case]:
     """Runs ``train.py`` cold and warm; its parts are told by the lines it prints.
 
-    One that takes longer than ``seconds`` is killed. Of one that fails, the last lines are kept,
-    and those in which XLA says why it ended the process.
+    What takes too long is killed. Of a job that fails, the last lines are kept, and those in which
+    XLA says why it ended the process.
     """
     marks = {"compiling the training step": "start", "compiled in": "compile"}
     marks |= {"epoch 1/": "first epoch", "drawing pictures": "other epochs"}
@@ -147,14 +147,15 @@ def run_job(epochs: int, tiny: bool, seconds: float = JOB_SECONDS) -> list[Case]
                 env=environment,
             ) as process:
                 assert process.stdout
-                (timer := threading.Timer(seconds, process.kill)).start()
+                left = min(JOB_SECONDS, until - time.perf_counter())
+                (timer := threading.Timer(left, process.kill)).start()
                 for line in process.stdout:
                     lines.append(line.strip())
                     for mark, part in marks.items():
                         if line.startswith(mark):
                             now = time.perf_counter()
                             parts[part], last = round(now - last, 1), now
-                timer.cancel()
+            timer.cancel()
             reasons = [line for line in lines if "Check failed" in line]
             ended = time.perf_counter()
             parts["results"] = round(ended - last, 1)

@@ -20,19 +20,18 @@ EVALUATION = "evaluation"
 class Programs:
     """Programs that are compiled in the order in which they are first used.
 
-    The first is ready at once, and the others are made after its first call: on a CPU while it goes
-    on to compute. A GPU's compiler measures kernels to choose among them, and nothing may disturb
-    it: side by side D2L's three took an H100 78 s, the first alone 13 s. So there the devices wait
-    until the others are made, one after the other.
+    The first is ready at once, and the others are made while it computes, one after the other: a
+    GPU's compiler measures kernels to choose among them, and side by side D2L's three took an H100
+    78 s, the first alone 13 s.
 
     Use it in a ``with`` statement: at its end nothing is being compiled any more. What waits until
     there is no more use for it, as when a run is asked to stop, is never begun: ``wanted`` tells.
 
     Attributes:
-        paused: seconds in which the devices waited for the compiler.
+        waited: seconds in which calls waited for the compiler.
     """
 
-    paused = 0.0
+    waited = 0.0
 
     def __init__(
         self,
@@ -41,9 +40,9 @@ class Programs:
     ) -> None:
         self._wanted = wanted
         (first, lower_first), *self._others = lower.items()
-        self._compiled = {first: lower_first().compile()}
         self._compiling: dict[Hashable, Future[jax.stages.Compiled]] = {}
         self._background = ThreadPoolExecutor(1)
+        self._compiled = {first: lower_first().compile()}
 
     def __enter__(self) -> Self:
         return self
@@ -54,19 +53,13 @@ class Programs:
     def __call__(self, name: Hashable, *arguments: Any) -> Any:
         """Calls a program; returns before the device is done."""
         if name not in self._compiled:
+            started = time.perf_counter()
             self._compile_others()
             self._compiled[name] = self._compiling[name].result()
+            self.waited += time.perf_counter() - started
         result = self._compiled[name](*arguments)
         if self._others and self._wanted():
-            if jax.default_backend() == "cpu":
-                self._compile_others()
-            else:
-                jax.block_until_ready(result)
-                started = time.perf_counter()
-                self._compile_others()
-                for compiling in self._compiling.values():
-                    compiling.result()
-                self.paused += time.perf_counter() - started
+            self._compile_others()
         return result
 
     def _compile_others(self) -> None:

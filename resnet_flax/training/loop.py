@@ -81,7 +81,8 @@ def fit(
             mesh=job.mesh,
             step_options=job.step_options,
             eval_options=job.eval_options,
-            wanted=lambda: interruption.requested is None,
+            # Of several processes all compile or none: on GPUs they share the measurements.
+            wanted=lambda: not any_process(interruption.requested is not None),
         )
     with interruption.deferred(), programs, closing(feed):
         while position.epoch <= job.epochs:
@@ -127,11 +128,11 @@ def train_epoch(
     feed, steps = job.feed, len(job.feed.sizes)
     metrics = replicate(position.metrics, job.mesh)
     started = time.perf_counter() - position.training_seconds
-    saved, paused = time.perf_counter(), programs.paused
+    saved, waited = time.perf_counter(), programs.waited
 
     def reached(steps: int) -> Position:
         check_finite(metrics, position.epoch, steps)
-        seconds = time.perf_counter() - started - (programs.paused - paused)
+        seconds = time.perf_counter() - started - (programs.waited - waited)
         return position.replace(steps=steps, metrics=metrics, training_seconds=seconds)
 
     done = position.steps

@@ -18,7 +18,7 @@ class EpochResult(NamedTuple):
         train_acc: training accuracy, likewise.
         test_acc: accuracy over the test set after the epoch, in eval mode.
         examples_per_sec: training images per second of training time, evaluation left out.
-        seconds: wall time of the whole epoch.
+        seconds: of the whole epoch, without what its steps waited for the compiler.
     """
 
     epoch: int
@@ -37,7 +37,7 @@ class Position:
         results: of the epochs that were trained and tested.
         steps: finished steps of the epoch under way.
         metrics: the sums over these steps.
-        training_seconds: that these steps took.
+        training_seconds: that these steps took, without waiting for the compiler.
     """
 
     results: list[EpochResult] = field(default_factory=list)

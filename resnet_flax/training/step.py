@@ -5,6 +5,7 @@ whole data set fits there (`Images`), steps by index gather their batches, so th
 from host to device during training.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -127,18 +128,22 @@ _compiled_init = jax.jit(
 )
 
 
+_settings = threading.Lock()  # the setting is one of the process
+
+
 def _init_quickly(model: nn.Module, seed: int, channels: int) -> Any:
-    """On a GPU one ready-made kernel draws all numbers, for the same bits.
+    """On a GPU a ready-made kernel draws the numbers, for the same bits.
 
     As kernels of their own they kept an H100's compiler busy for 12 s; so it takes 0.7 s in all.
     """
     name = "jax_threefry_gpu_kernel_lowering"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    try:
-        return _compiled_init(model, seed, channels)
-    finally:
-        jax.config.update(name, before)
+    with _settings:
+        before = jax.config.values[name]
+        jax.config.update(name, True)
+        try:
+            return _compiled_init(model, seed, channels)
+        finally:
+            jax.config.update(name, before)
 
 
 @partial(

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ if "warm" in " ".join(sys.argv):
 print("F1126 22:54 triton.cc:703] Check failed: 144 vs. 24", *range(40), sep="\\n", flush=True)
 os.abort()
 """)
-    cold, warm = gpu.run_job(1, True, seconds=5)
+    monkeypatch.setattr(gpu, "JOB_SECONDS", 10)
+    cold, warm = gpu.run_job(1, True, time.perf_counter() + 60)
     assert cold["exit_code"] == -signal.SIGABRT
     assert cold["ends_with"][0].endswith("Check failed: 144 vs. 24")
     assert warm["exit_code"] == -signal.SIGKILL

@@ -71,12 +71,13 @@ def checkpoints_of(config: TrainConfig) -> Checkpoints:
 
 
 class Steps(Programs):
-    """All programs are one, that is compiled when it is called."""
+    """All programs are one, that is compiled when it is called; each call claims a wait."""
 
-    def __init__(self) -> None:
-        pass
+    def __init__(self, wait: float = 0.0) -> None:
+        self.wait = wait
 
     def __call__(self, name: Any, *arguments: Any) -> Any:
+        self.waited += self.wait
         return steps(*arguments)
 
 

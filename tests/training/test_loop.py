@@ -14,11 +14,11 @@ from resnet_flax.errors import TrainingError
 from resnet_flax.machine.interruption import Interrupted, Interruption
 from resnet_flax.training import feed, loop
 from resnet_flax.training.compilation import compile_programs
-from resnet_flax.training.loop import fit
+from resnet_flax.training.loop import fit, train_epoch
 from resnet_flax.training.position import Position
 from resnet_flax.training.progress import Progress
 from resnet_flax.training.recipes import RECIPES, build_optimizer
-from tests.support.small_run import IMAGE_SIZE, new_job, new_state, random_data
+from tests.support.small_run import IMAGE_SIZE, Steps, new_job, new_state, random_data
 
 EPOCHS, BATCH_SIZE, BATCHES = 2, 8, 3
 # Momentum and an average of the parameters, so that all a state can hold is in it.
@@ -175,3 +175,18 @@ def test_an_epoch_on_an_accelerator_is_the_same_epoch(monkeypatch):
     chex.assert_trees_all_close(*states, rtol=1e-4, atol=1e-5)
     rows = [[row[:4] for row in end.position.results] for end in ends]
     np.testing.assert_allclose(*rows, rtol=1e-4)
+
+
+def test_what_a_step_waits_for_the_compiler_is_not_training():
+    def seconds(wait):
+        return train_epoch(
+            new_job(DATA, 8),
+            new_state(DATA, optax.sgd(1e-4)),
+            Position([]),
+            Steps(wait),
+            on_step=lambda *_: None,
+            save=lambda *_: None,
+            interruption=Interruption(),
+        )[1].training_seconds
+
+    assert seconds(0.0) - seconds(1000.0) == pytest.approx(3000.0, abs=100)  # of three calls

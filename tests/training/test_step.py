@@ -47,7 +47,7 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy():
     chex.assert_trees_all_close(after.batch_stats, update["batch_stats"], rtol=1e-5, atol=1e-6)
 
 
-def test_a_gpu_draws_the_initial_values_by_one_kernel(monkeypatch):
+def test_a_gpu_draws_the_initial_values_by_a_ready_made_kernel(monkeypatch):
     texts = []
 
     def lowered(*arguments):
@@ -59,6 +59,7 @@ def test_a_gpu_draws_the_initial_values_by_one_kernel(monkeypatch):
     monkeypatch.setattr(step, "_compiled_init", lowered)
     new_state(random_data(8))
     assert "@cu_threefry2x32_ffi" in texts[0]
+    assert "shift_left" not in texts[0]  # no rounds of threefry are left to the compiler
     assert not jax.config.values["jax_threefry_gpu_kernel_lowering"]  # as it was
 
 

@@ -112,7 +112,7 @@ def test_sums():
     np.testing.assert_allclose(channel_sum(x), x.sum((0, 1, 2)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(6, 3), (4, 5, 7, 3), (2, 1, 1, 3)])
+@pytest.mark.parametrize("shape", [(3,), (6, 3), (4, 5, 7, 3), (2, 1, 1, 3)])
 def test_batch_normalisation(shape):
     def plain(x, scale, bias):
         axes = tuple(range(x.ndim - 1))
