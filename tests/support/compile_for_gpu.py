@@ -1,7 +1,7 @@
 """Compiles a run's programs for an H100, on a machine without one.
 
-``python -m tests.support.compile_for_gpu MODEL FLAVOUR IMAGE_SIZE DTYPE``; JAX's plugin for CUDA does
-it (``pip install jax-cuda13-plugin jax-cuda13-pjrt``), but what it measures on a GPU.
+``python -m tests.support.compile_for_gpu MODEL FLAVOUR IMAGE_SIZE DTYPE``: JAX's plugin for CUDA does
+all that it does for a GPU, but for measuring which kernels are the quickest.
 """
 
 import os
