@@ -1,7 +1,7 @@
 """Compiles a run's programs for an H100, on a machine without one.
 
-``python -m tests.support.compile_for_gpu MODEL FLAVOUR IMAGE_SIZE DTYPE``: JAX's plugin for CUDA does
-all that it does for a GPU, but for measuring which kernels are the quickest.
+``python -m tests.support.compile_for_gpu MODEL FLAVOUR IMAGE_SIZE DTYPE``: JAX's plugin for CUDA
+does all that it does for a GPU, but for measuring which kernels are the quickest.
 """
 
 import os
