@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from resnet_flax.machine.devices import replicate, replicated
+from resnet_flax.nn.ops.platform import traced_for
 from resnet_flax.training.feed import Feed
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import TrainState
@@ -107,9 +108,13 @@ def compile_programs(
             feed.test_arguments(),
         ),
     )
+
+    def lowered(program: Any, *arguments: Any) -> jax.stages.Lowered:
+        with traced_for(mesh.devices.flat[0].platform):
+            return program.lower(state, metrics, *arguments)
+
     lower: dict[Hashable, Callable[[], jax.stages.Lowered]] = {
-        shape: partial(train.lower, state, metrics, *arguments)
-        for shape, arguments in train_arguments.items()
+        shape: partial(lowered, train, *arguments) for shape, arguments in train_arguments.items()
     }
-    lower[EVALUATION] = partial(test.lower, state, metrics, *test_arguments)
+    lower[EVALUATION] = partial(lowered, test, *test_arguments)
     return Programs(lower, wanted)

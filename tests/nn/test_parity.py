@@ -16,7 +16,7 @@ import torch
 from resnet_flax import Bottleneck, resnet18
 from resnet_flax.data import Dataset
 from resnet_flax.nn.ops import convolution
-from resnet_flax.nn.ops.platform import force_accelerator
+from resnet_flax.nn.ops.platform import traced_for
 from resnet_flax.training.recipes import RECIPES
 from resnet_flax.weights.state_dict import from_torch
 from tests.support.parity import (
@@ -155,19 +155,19 @@ def test_a_to_d_with_winograds_convolution_wherever_it_can_be(
 def test_a_to_e_with_an_accelerators_formulations(
     case: Case, fashion_mnist: tuple[Dataset, Dataset]
 ) -> None:
-    with force_accelerator():
+    with traced_for("gpu"):
         found = differences.__wrapped__(case, 33, 2, "float64")
     for level in ("eval", "train", "gradients", "statistics"):
         check(found[level], TOLERANCES["float64"][level])
     if case is RESNET18_D2L:
         data = fashion_mnist[0].take(STEPS * 4)
-        with force_accelerator():
+        with traced_for("gpu"):
             found = training_differences(case, OPTIMISERS["plain"], "float64", data, 4, 33)
     else:
         train_set = fashion_mnist[0].take(STEPS * 8)
         data = Dataset(train_set.images[:, ::4, ::4], train_set.labels % 8)
         gradient_function.cache_clear()
-        with force_accelerator():
+        with traced_for("gpu"):
             found = sgd_differences(case, OPTIMISERS["plain"], "float64", data, 8)
         gradient_function.cache_clear()
     check(found, TOLERANCES["float64"]["sgd"])

@@ -21,7 +21,7 @@ from resnet_flax.nn.layers import BatchNorm, Conv, Dense
 from resnet_flax.nn.ops import convolution
 from resnet_flax.nn.ops.convolution import convolve
 from resnet_flax.nn.ops.normalization import add_bias, batch_normalize
-from resnet_flax.nn.ops.platform import force_accelerator
+from resnet_flax.nn.ops.platform import traced_for
 from resnet_flax.nn.ops.pooling import average_pool, max_pool
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import create_train_state, train_step
@@ -221,11 +221,7 @@ def test_every_formulation_is_differentiated_in_every_direction(name, accelerato
         inputs = tuple(
             jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate(shapes)
         )
-        jax.clear_caches()
-        if accelerator:
-            with force_accelerator():
-                found = both(inputs)
-        else:
+        with traced_for("gpu" if accelerator else None):
             found = both(inputs)
         check_same(*found)
 

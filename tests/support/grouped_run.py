@@ -4,7 +4,6 @@
 """
 
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 
 from resnet_flax.machine.devices import data_mesh, replicate, replicated, split_batch
 from resnet_flax.machine.runtime import add_flag, configure_runtime
-from resnet_flax.nn.ops.platform import force_accelerator
+from resnet_flax.nn.ops.platform import traced_for
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import Images, create_train_state, train_steps
 from tests.support.small_run import IMAGE_SIZE, MODEL, SGD, random_data
@@ -44,8 +43,8 @@ def main(result: Path) -> None:
     jax.config.update("jax_enable_x64", True)
     kept = {}
     one = jax.make_mesh((1,), ("data",), (AxisType.Auto,), devices=jax.devices()[:1])
-    for name, formulation in (("cpu", nullcontext()), ("accelerator", force_accelerator())):
-        with formulation:
+    for name, platform in (("cpu", "cpu"), ("accelerator", "gpu")):
+        with traced_for(platform):
             (expected, _), (found, program) = run(one), run(data_mesh())
         kept[f"{name} program"] = np.array(program)
         for number, pair in enumerate(zip(found, expected, strict=True)):

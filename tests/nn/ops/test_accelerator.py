@@ -10,7 +10,7 @@ from resnet_flax.nn.blocks import Residual
 from resnet_flax.nn.layers import BatchNorm
 from resnet_flax.nn.ops.convolution import _by_compiler, convolve
 from resnet_flax.nn.ops.normalization import add_bias, batch_normalize, channel_sum, channel_sums
-from resnet_flax.nn.ops.platform import choose, force_accelerator
+from resnet_flax.nn.ops.platform import choose, traced_for
 from resnet_flax.nn.ops.pooling import max_pool, max_pool_rectified
 
 
@@ -26,7 +26,7 @@ class Halves(nn.Module):
 
 @pytest.fixture(autouse=True)
 def accelerator():
-    with force_accelerator(), jax.enable_x64(True):
+    with traced_for("gpu"), jax.enable_x64(True):
         yield
 
 
@@ -52,14 +52,14 @@ def check(ours, plain, *arguments, tolerance=1e-12):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(largest, 1e-300))
 
 
-def test_only_what_is_traced_inside_is_forced():
-    def which():
-        return int(jax.jit(lambda x: choose(x, cpu=lambda x: x, accelerator=lambda x: -x))(1))
+def test_what_is_traced_inside_is_for_one_platform():
+    @jax.jit
+    def which(x):
+        return choose(x, cpu=lambda x: x, accelerator=lambda x: -x)
 
-    assert which() == -1
-    with pytest.raises(ZeroDivisionError), force_accelerator():
-        assert 1 / 0
-    assert which() == 1  # the fixture's is over as well: there is one switch
+    for platform, expected in ((None, 1), ("cpu", 1), ("gpu", -1), ("tpu", -1), (None, 1)):
+        with traced_for(platform):
+            assert which(1) == expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 4), (9, 7), (8, 16), (33, 34), (12, 20)])

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_flax.nn.ops.platform import force_accelerator
+from resnet_flax.nn.ops.platform import traced_for
 from resnet_flax.nn.resnet import build_model
 from resnet_flax.training.metrics import Metrics
 from resnet_flax.training.step import Images, create_train_state, train_steps
@@ -101,7 +101,7 @@ def test_what_is_kept_for_the_backward_pass_has_the_dtype_of_the_computation():
 
         return jax.vjp(forward, variables["params"])[1]
 
-    with force_accelerator():
+    with traced_for("gpu"):
         leaves = jax.tree.leaves(jax.eval_shape(kept, images))
     maps = [leaf for leaf in leaves if leaf.ndim == 4 and leaf.shape[0] == 8]
     assert {leaf.dtype.name for leaf in maps} == {"bfloat16", "bool", "uint8"}
