@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--flavour", choices=FLAVOURS, help=flavour)
     pixels = f"that it was trained with (default: {IMAGE_SIZE})"
     parser.add_argument("--image-size", type=int, help=pixels)
-    dataset = "whose test set, as of train.py (default: what the run was trained on)"
+    dataset = (
+        "whose test set, as of train.py (default: what the run was trained on, but for a folder)"
+    )
     parser.add_argument("--dataset", help=dataset)
     parser.add_argument("--data-dir", type=Path, help="folder of the TFDS data sets")
     parser.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from resnet_flax.errors import InputError, one_line, reason
 from resnet_flax.machine.files import whole_file
@@ -68,10 +69,11 @@ def save_safetensors(
     # The library writes memory as it lies: an array that is not contiguous would be scrambled.
     arrays = {key: np.asarray(value, order="C") for key, value in tensors.items()}
     with whole_file(path) as unfinished:
-        try:
-            save_file(arrays, unfinished, {"format": "pt", **(metadata or {})})
-        except SafetensorError as error:  # a full disk, too
+        try:  # of a full disk the library would tell in words of its own
+            content = save(arrays, {"format": "pt", **(metadata or {})})
+        except SafetensorError as error:
             raise OSError(one_line(error)) from error
+        unfinished.write_bytes(content)
 
 
 def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> dict[str, Any]:
@@ -125,8 +127,10 @@ def write_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, np.ndar
         else torch.from_numpy(value)
         for key, value in tensors.items()
     }
-    with whole_file(path) as unfinished, unfinished.open("wb") as file:
-        torch.save(state_dict, file)
+    content = io.BytesIO()  # PyTorch's own error on a full disk hides that it is full
+    torch.save(state_dict, content)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content.getvalue())
     return None
 
 

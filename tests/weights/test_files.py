@@ -16,7 +16,6 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 
 from resnet_flax.errors import InputError
 from resnet_flax.weights import (
@@ -92,16 +91,12 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(
         path.mkdir()
     else:
 
-        def fill(arrays: Any, path: Path, *_: Any) -> None:
-            path.write_bytes(b"half")
-            raise SafetensorError("Error while serializing:\nNo space left on device")
-
-        def fill_file(state_dict: Any, file: Any) -> None:
-            file.write(b"half")
+        def fill(path: Path, content: bytes) -> int:
+            with path.open("wb") as file:
+                file.write(content[:4])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("resnet_flax.weights.files.save_file", fill)
-        monkeypatch.setattr("torch.save", fill_file)
+        monkeypatch.setattr(Path, "write_bytes", fill)
     before = list(tmp_path.iterdir())
     with pytest.raises(InputError) as error:
         write_checkpoint(path, {"a": np.zeros(1, np.float32)})
