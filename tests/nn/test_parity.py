@@ -15,7 +15,6 @@ import torch
 
 from resnet_flax import Bottleneck, resnet18
 from resnet_flax.data import Dataset
-from resnet_flax.nn.ops import convolution
 from resnet_flax.nn.ops.platform import traced_for
 from resnet_flax.training.recipes import RECIPES
 from resnet_flax.weights.state_dict import from_torch
@@ -29,7 +28,6 @@ from tests.support.parity import (
     Case,
     array,
     differences,
-    gradient_function,
     network,
     nhwc,
     recipe_differences,
@@ -138,10 +136,8 @@ def test_d_running_statistics(case: Case, size: int, batch: int, dtype: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_to_d_with_winograds_convolution_wherever_it_can_be(
-    dtype: str, monkeypatch: pytest.MonkeyPatch
+    dtype: str, winograd_everywhere: None
 ) -> None:
-    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 1)
-    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 0)
     found = differences.__wrapped__(RESNET18_D2L, 65, 2, dtype)
     for level in ("eval", "train", "gradients", "statistics"):
         check(found[level], TOLERANCES[dtype][level])
@@ -166,10 +162,8 @@ def test_a_to_e_with_an_accelerators_formulations(
     else:
         train_set = fashion_mnist[0].take(STEPS * 8)
         data = Dataset(train_set.images[:, ::4, ::4], train_set.labels % 8)
-        gradient_function.cache_clear()
         with traced_for("gpu"):
             found = sgd_differences(case, OPTIMISERS["plain"], "float64", data, 8)
-        gradient_function.cache_clear()
     check(found, TOLERANCES["float64"]["sgd"])
 
 

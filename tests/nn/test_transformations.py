@@ -207,10 +207,9 @@ def in_every_direction(function, name, inputs):
         if not accelerator or name in ("stem", "1x1", "bias", "norm", "max")
     ],
 )
-def test_every_formulation_is_differentiated_in_every_direction(name, accelerator, monkeypatch):
+def test_every_formulation_is_differentiated_in_every_direction(name, accelerator, request):
     if "winograd" in name:
-        monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 3)
-        monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 1)
+        request.getfixturevalue("winograd_everywhere")
     ours, plain, shapes = OPERATIONS[name]
 
     @jax.jit

@@ -18,6 +18,7 @@ import optax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from resnet_flax.nn.ops.platform import traced_for
 from resnet_flax.nn.resnet import build_model
 from resnet_flax.training import Images, Metrics, create_train_state, train_steps
 from resnet_flax.training.step import eval_by_index
@@ -84,4 +85,5 @@ def main(name: str, flavour: str, image_size: str, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with traced_for("gpu"):  # as a run there is
+        main(*sys.argv[1:])

@@ -66,9 +66,7 @@ def test_dilation_groups_and_their_gradients_are_pytorchs(dilation, groups, stri
 
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", [(2, 2), (3, 3), (3, 4), (6, 6), (7, 7), (9, 2)])
-def test_winograds_convolution_and_its_gradients_are_pytorchs(size, dtype, monkeypatch):
-    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 3)
-    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 1)
+def test_winograds_convolution_and_its_gradients_are_pytorchs(size, dtype, winograd_everywhere):
     assert convolution._winograd_pays(jnp.ones((2, *size, 3)), jnp.ones((3, 3, 3, 4)), 1, 1)
     check(size, 3, 1, 1, dtype)
 
