@@ -148,7 +148,9 @@ def run_job(epochs: int, tiny: bool, until: float) -> list[Case]:
             ) as process:
                 assert process.stdout
                 left = min(JOB_SECONDS, until - time.perf_counter())
-                (timer := threading.Timer(left, process.kill)).start()
+                timer = threading.Timer(left, process.kill)
+                timer.daemon = True  # at Ctrl-C nothing waits for it
+                timer.start()
                 for line in process.stdout:
                     lines.append(line.strip())
                     for mark, part in marks.items():
