@@ -10,16 +10,16 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import serialization
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from resnet_flax.errors import InputError, TrainingError, one_line
 from resnet_flax.machine.devices import from_first_process, text_from_first_process
@@ -27,10 +27,12 @@ from resnet_flax.machine.files import whole_file
 from resnet_flax.training.position import Position
 from resnet_flax.training.step import TrainState
 
+if TYPE_CHECKING:  # it takes a third of a second, for which no start need wait
+    from orbax.checkpoint import CheckpointManager
+
 logger = logging.getLogger(__name__)
 
 LATEST_KEPT = 3
-BEST = BestN(get_metric_fn=itemgetter("test_acc"), n=1, keep_checkpoints_without_metrics=False)
 SUMS = "SHA256SUMS"
 LARGEST_REST = 4_000_000  # bytes of a checkpoint beside its arrays
 
@@ -47,11 +49,21 @@ class Checkpoints:
         if folder is None:
             return
         self.folder = folder
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    @cached_property
+    def _checkpoints(self) -> "CheckpointManager":
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
         for name in ("absl", "asyncio"):  # what Orbax logs is told in a line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-        self._checkpoints = ocp.CheckpointManager(
-            folder.absolute(),
+        accuracy = itemgetter("test_acc")
+        best = BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
+        return ocp.CheckpointManager(
+            self.folder.absolute(),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
                 "position": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
@@ -61,11 +73,9 @@ class Checkpoints:
                 cleanup_tmp_directories=True,  # what a killed run left
                 enable_async_checkpointing=False,  # all of it is in a thread of ours
                 multiprocessing_options=alone,
-                preservation_policy=AnyPreservationPolicy([LatestN(LATEST_KEPT), BEST]),
+                preservation_policy=AnyPreservationPolicy([LatestN(LATEST_KEPT), best]),
             ),
         )
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -74,22 +84,32 @@ class Checkpoints:
         if self._first:
             self._wait()
             self._thread.shutdown()
-            self._checkpoints.close()
+            if "_checkpoints" in vars(self):
+                self._checkpoints.close()
 
-    def save(self, state: TrainState, position: Position, test_acc: float | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        position: Position,
+        test_acc: float | None = None,
+        first: Callable[[], None] = lambda: None,
+    ) -> None:
         """Keeps the state and position: copies them, and writes the copies in the background.
 
-        The test accuracy is given where an epoch ended with that state.
+        Args:
+            state: on the devices.
+            position: where the run is.
+            test_acc: the test accuracy, where an epoch ended with that state.
+            first: called in the background before.
 
         Raises:
             TrainingError: when the one before could not be written; those before it are whole.
         """
         if self._first:
             self._wait()
+            arrays = jax.tree.map(np.array, serialization.to_state_dict(state))
             key = int(state.step) + len(position.results)  # counts steps and evaluations
-            if key not in self._checkpoints.all_steps():
-                arrays = jax.tree.map(np.array, serialization.to_state_dict(state))
-                self._pending = self._thread.submit(self._save, key, arrays, position, test_acc)
+            self._pending = self._thread.submit(self._save, key, arrays, position, test_acc, first)
 
     def restore(self, state: TrainState) -> tuple[TrainState, Position]:
         """Returns the newest whole checkpoint, or ``state`` at the run's beginning without any.
@@ -99,7 +119,7 @@ class Checkpoints:
         """
         arrays = jax.tree.map(np.asarray, serialization.to_state_dict(state))
         position = Position()
-        if self._first:
+        if self._first and any(self.folder.iterdir()):
             arrays, position = self._newest(arrays)
         if jax.process_count() > 1:
             arrays = from_first_process(arrays)
@@ -108,7 +128,19 @@ class Checkpoints:
         restored: TrainState = serialization.from_state_dict(state, arrays)
         return restored, position
 
-    def _save(self, key: int, arrays: Any, position: Position, test_acc: float | None) -> None:
+    def _save(
+        self,
+        key: int,
+        arrays: Any,
+        position: Position,
+        test_acc: float | None,
+        first: Callable[[], None],
+    ) -> None:
+        import orbax.checkpoint as ocp
+
+        first()
+        if key in self._checkpoints.all_steps():
+            return
         # Asked before, since a disk that fills up under Orbax has it print one traceback an array.
         size = sum(array.nbytes for array in jax.tree.leaves(arrays))
         if shutil.disk_usage(self.folder).free < 2 * size + LARGEST_REST:
@@ -147,6 +179,8 @@ class Checkpoints:
 
     def _read(self, key: int, arrays: Any) -> tuple[Any, Position]:
         """Reads a checkpoint; raises whatever is wrong with it, before much memory is taken."""
+        import orbax.checkpoint as ocp
+
         folder = self.folder / str(key)
         size = sum(file.stat().st_size for file in folder.rglob("*"))
         if size > 4 * sum(array.nbytes for array in jax.tree.leaves(arrays)) + LARGEST_REST:

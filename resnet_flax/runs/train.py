@@ -128,13 +128,10 @@ def train(
         state = replicate(state, mesh)
 
         def keep_epoch(state: TrainState, position: Position) -> None:
-            result = position.results[-1]
-            checkpoints.save(state, position, result.test_acc)
             if folder:
-                write_metrics(folder, position.results)
-                plot_curves(position.results, folder / CURVES)
-                if config.tensorboard:
-                    write_events(position.results, folder)
+                result = position.results[-1]
+                write = partial(write_progress, folder, position.results, config.tensorboard)
+                checkpoints.save(state, position, result.test_acc, write)
                 epoch_ended(result)
 
         state, position = fit(
@@ -150,6 +147,14 @@ def train(
         logger.info("drawing pictures, writing %s", folder / CARD)
         write_results(folder, config, network, state.variables, data.test, position.results)
     return Run(model, state.variables, position.results, folder)
+
+
+def write_progress(folder: Path, results: list[EpochResult], tensorboard: bool) -> None:
+    """Writes what tells of the epochs until now."""
+    write_metrics(folder, results)
+    plot_curves(results, folder / CURVES)
+    if tensorboard:
+        write_events(results, folder)
 
 
 def choose_model(config: TrainConfig, pretrained: Network | None) -> tuple[ResNet, TrainConfig]:

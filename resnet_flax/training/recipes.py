@@ -126,10 +126,10 @@ RECIPES = {
         flavour="torchvision",
         optimizer="muon",
         label_smoothing=0.1,
-        shift=2,
+        shift=3,
         flip=True,
         flip_test=True,
-        erase=0.3,
+        erase=0.5,
         average_decay=0.998,
     ),
     # For weights from elsewhere; scored plainly, as whoever gets the network back scores it.

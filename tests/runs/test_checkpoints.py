@@ -1,6 +1,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import chex
@@ -184,6 +187,36 @@ def test_what_cannot_be_written_is_told(tmp_path, monkeypatch):
             folder.save(states[1].replace(step=8), MIDDLE)
     with checkpoints_of(config) as folder:
         assert folder.restore(states[0])[1].steps == 1
+
+
+def test_what_comes_first_is_done_in_the_background_and_its_faults_are_told(tmp_path):
+    state, done = new_state(random_data(2)), []
+
+    def first() -> None:
+        done.append((threading.current_thread(), checkpoints(tmp_path)))
+
+    def full() -> None:
+        raise InputError("cannot write metrics.jsonl: No space left on device")
+
+    with checkpoints_of(TrainConfig(run_dir=tmp_path)) as folder:
+        folder.save(state.replace(step=1), MIDDLE, first=first)
+        folder.save(state.replace(step=2), MIDDLE, first=full)
+        with pytest.raises(TrainingError, match="no space left on the device"):
+            folder.save(state.replace(step=3), MIDDLE)
+    assert done[0][0] is not threading.current_thread()
+    assert done[0][1] == []
+    assert [path.name for path in checkpoints(tmp_path)] == ["2"]
+
+
+def test_a_new_run_does_not_wait_for_orbax(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; import resnet_flax.runs.train;"
+        "from resnet_flax.runs.checkpoints import Checkpoints;"
+        "from tests.support.small_run import new_state, random_data;"
+        f"folder = Checkpoints(Path({str(tmp_path)!r})); folder.restore(new_state(random_data(2)));"
+        "assert not any(name.startswith('orbax') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_run_is_not_overwritten(tmp_path):
