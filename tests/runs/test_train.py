@@ -3,10 +3,12 @@
 import asyncio
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.inference.pretrained import read_pretrained
 from resnet_flax.nn.preprocessing import IMAGENET_NORMALIZATION
 from resnet_flax.runs import TrainConfig
-from resnet_flax.runs.train import choose_normalization, load_data, resizing_for
+from resnet_flax.runs.train import choose_normalization, load_data, resizing_for, write_progress
+from resnet_flax.training.position import EpochResult
 from resnet_flax.training.recipes import RECIPES
 from tests.support.finished_run import new_network, write_pretrained
 from tests.support.image_files import write_classes
@@ -63,6 +66,25 @@ def test_links_in_the_data_are_followed_when_asked(tmp_path):
     assert load_data(config).classes == ("cats", "dogs", "mice")
     with pytest.raises(InputError, match="or allow it by `follow_links`"):
         load_data(TrainConfig(dataset=f"folder:{root}"))
+
+
+def test_curves_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(results: list[EpochResult], path: Path) -> None:
+        drawn.append(len(results))
+        path.touch()
+
+    monkeypatch.setattr(sys.modules["resnet_flax.runs.train"], "plot_curves", draw)
+    config = TrainConfig(epochs=5)
+    for count in range(1, 6):
+        results = [EpochResult(number + 1, 0.5, 0.8, 0.7, 100.0, 2.0) for number in range(count)]
+        write_progress(tmp_path, config, results)
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == count
+        if count == 3:
+            long_ago = time.time() - 60
+            os.utime(tmp_path / "curves.png", (long_ago, long_ago))
+    assert drawn == [1, 4, 5]
 
 
 def test_it_returns_what_it_trained(first_run):
