@@ -41,8 +41,8 @@ Settings = dict[str, Any]
 Space = Mapping[str, Sequence[Any]]
 # Of each setting the most promising value first.
 SPACE: Space = {
-    "erase": (0.25, 0.5, 0.0),
-    "epochs": (60, 100, 200, 22),
+    "erase": (0.5, 0.15, 0.0),
+    "epochs": (200, 60, 22),
     "channels": (96, 128, 64),
     "average_decay": (0.999, 0.9995, 0.998),
     "label_smoothing": (0.05, 0.15, 0.1),

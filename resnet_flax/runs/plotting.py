@@ -1,6 +1,7 @@
 """Pictures of a run: how it learned, and what the network takes for what."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
+MOST_MARKERS = 25  # of a curve
 WRONG = "crimson"
 ROWS, COLUMNS = 4, 8
 FEWEST_COLUMNS = 5  # as wide as the heading
@@ -28,9 +30,10 @@ def plot_curves(results: list[EpochResult], path: Path) -> None:
     epochs = [result.epoch for result in results]
     figure = _new_figure(5, 3.5)
     axes = figure.add_subplot(xlabel="epoch", ylim=(0, 1))
-    axes.plot(epochs, [r.loss for r in results], "o-", label="train loss")
-    axes.plot(epochs, [r.train_acc for r in results], "s--", label="train acc")
-    axes.plot(epochs, [r.test_acc for r in results], "^:", label="test acc")
+    plot = partial(axes.plot, epochs, markevery=-(-len(epochs) // MOST_MARKERS))
+    plot([r.loss for r in results], "o-", label="train loss")
+    plot([r.train_acc for r in results], "s--", label="train acc")
+    plot([r.test_acc for r in results], "^:", label="test acc")
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.4)
     axes.legend()
