@@ -165,7 +165,7 @@ def timm_name(model: ResNet) -> str:
     known = [key for key in ARCHITECTURES if build_model(key).stem != "small"]
     raise InputError(
         f"timm and transformers have no such network: {_why_not(plain, name, flavour)}; they have "
-        f"torchvision's {', '.join(known)} (`flavour` torchvision)"
+        f"{', '.join(known)}, in torchvision's flavour"
     )
 
 

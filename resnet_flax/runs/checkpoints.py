@@ -204,9 +204,12 @@ class Checkpoints:
             reason = one_line(error)
             if "space" in reason.lower() or "ENOSPC" in reason:
                 reason = "no space left on the device"
+            kept = (
+                "; the earlier checkpoints are whole" if any(self.folder.glob(f"*/{SUMS}")) else ""
+            )
             raise TrainingError(
-                f"cannot write to {self.folder.parent}: {reason[:300]}; the earlier checkpoints "
-                "are whole: mend it, and go on with `resume`"
+                f"cannot write to {self.folder.parent}: {reason[:300]}{kept}: mend it, and go on "
+                "with `resume`"
             ) from error
 
 

@@ -116,7 +116,7 @@ RECIPES = {
         flip_test=True,
         average_decay=0.995,
     ),
-    # The same at twice the width and depth, for three minutes of a GPU, or a working day of two cores.
+    # At twice the width and depth: three minutes of a GPU, or a working day of two cores.
     "best": Recipe(
         epochs=100,
         batch_size=256,
