@@ -92,7 +92,7 @@ class Checkpoints:
         state: TrainState,
         position: Position,
         test_acc: float | None = None,
-        first: Callable[[], None] = lambda: None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         """Keeps the state and position: copies them, and writes the copies in the background.
 
@@ -100,7 +100,7 @@ class Checkpoints:
             state: on the devices.
             position: where the run is.
             test_acc: the test accuracy, where an epoch ended with that state.
-            first: called in the background before.
+            before: called first, in the background.
 
         Raises:
             TrainingError: when the one before could not be written; those before it are whole.
@@ -109,7 +109,7 @@ class Checkpoints:
             self._wait()
             arrays = jax.tree.map(np.array, serialization.to_state_dict(state))
             key = int(state.step) + len(position.results)  # counts steps and evaluations
-            self._pending = self._thread.submit(self._save, key, arrays, position, test_acc, first)
+            self._pending = self._thread.submit(self._save, key, arrays, position, test_acc, before)
 
     def restore(self, state: TrainState) -> tuple[TrainState, Position]:
         """Returns the newest whole checkpoint, or ``state`` at the run's beginning without any.
@@ -134,11 +134,11 @@ class Checkpoints:
         arrays: Any,
         position: Position,
         test_acc: float | None,
-        first: Callable[[], None],
+        before: Callable[[], None],
     ) -> None:
         import orbax.checkpoint as ocp
 
-        first()
+        before()
         if key in self._checkpoints.all_steps():
             return
         # Asked before, since a disk that fills up under Orbax has it print one traceback an array.

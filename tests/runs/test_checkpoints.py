@@ -199,13 +199,13 @@ def test_what_comes_first_is_done_in_the_background_and_its_faults_are_told(tmp_
         raise InputError("cannot write metrics.jsonl: No space left on device")
 
     with checkpoints_of(TrainConfig(run_dir=tmp_path)) as folder:
-        folder.save(state.replace(step=1), MIDDLE, first=first)
-        folder.save(state.replace(step=2), MIDDLE, first=full)
+        folder.save(state.replace(step=1), MIDDLE, before=first)
+        folder.save(state.replace(step=2), MIDDLE, before=full)
         with pytest.raises(TrainingError, match="no space left on the device; the earlier"):
             folder.save(state.replace(step=3), MIDDLE)
         (only,) = checkpoints(tmp_path)
         shutil.rmtree(only)
-        folder.save(state.replace(step=4), MIDDLE, first=full)
+        folder.save(state.replace(step=4), MIDDLE, before=full)
         with pytest.raises(TrainingError, match="no space left on the device: mend it, and go on"):
             folder.save(state.replace(step=5), MIDDLE)
     assert done[0][0] is not threading.current_thread()
