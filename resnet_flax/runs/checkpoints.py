@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from operator import itemgetter
@@ -82,34 +81,46 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._first:
-            self._wait()
+            self.finish()
             self._thread.shutdown()
             if "_checkpoints" in vars(self):
                 self._checkpoints.close()
 
-    def save(
-        self,
-        state: TrainState,
-        position: Position,
-        test_acc: float | None = None,
-        before: Callable[[], None] = lambda: None,
-    ) -> None:
+    def save(self, state: TrainState, position: Position, test_acc: float | None = None) -> None:
         """Keeps the state and position: copies them, and writes the copies in the background.
 
-        Args:
-            state: on the devices.
-            position: where the run is.
-            test_acc: the test accuracy, where an epoch ended with that state.
-            before: called first, in the background.
+        The test accuracy is given where an epoch ended with that state.
 
         Raises:
             TrainingError: when the one before could not be written; those before it are whole.
         """
         if self._first:
-            self._wait()
+            self.finish()
             arrays = jax.tree.map(np.array, serialization.to_state_dict(state))
             key = int(state.step) + len(position.results)  # counts steps and evaluations
-            self._pending = self._thread.submit(self._save, key, arrays, position, test_acc, before)
+            self._pending = self._thread.submit(self._save, key, arrays, position, test_acc)
+
+    def finish(self) -> None:
+        """Waits until what was saved last is on the disk.
+
+        Raises:
+            TrainingError: when it could not be written; those before it are whole.
+        """
+        pending, self._pending = self._pending, None
+        try:
+            if pending:
+                pending.result()
+        except Exception as error:  # a full disk comes as an error of Orbax' or TensorStore's
+            reason = one_line(error)
+            if "space" in reason.lower() or "ENOSPC" in reason:
+                reason = "no space left on the device"
+            kept = (
+                "; the earlier checkpoints are whole" if any(self.folder.glob(f"*/{SUMS}")) else ""
+            )
+            raise TrainingError(
+                f"cannot write to {self.folder.parent}: {reason[:300]}{kept}: mend it, and go on "
+                "with `resume`"
+            ) from error
 
     def restore(self, state: TrainState) -> tuple[TrainState, Position]:
         """Returns the newest whole checkpoint, or ``state`` at the run's beginning without any.
@@ -128,17 +139,9 @@ class Checkpoints:
         restored: TrainState = serialization.from_state_dict(state, arrays)
         return restored, position
 
-    def _save(
-        self,
-        key: int,
-        arrays: Any,
-        position: Position,
-        test_acc: float | None,
-        before: Callable[[], None],
-    ) -> None:
+    def _save(self, key: int, arrays: Any, position: Position, test_acc: float | None) -> None:
         import orbax.checkpoint as ocp
 
-        before()
         if key in self._checkpoints.all_steps():
             return
         # Asked before, since a disk that fills up under Orbax has it print one traceback an array.
@@ -193,24 +196,6 @@ class Checkpoints:
         items = {"state": ocp.args.StandardRestore(arrays), "position": ocp.args.JsonRestore()}
         read = self._checkpoints.restore(key, args=ocp.args.Composite(**items))
         return read["state"], Position.from_json(read["position"])
-
-    def _wait(self) -> None:
-        """Waits for the last writing, and turns what went wrong in it into one line."""
-        pending, self._pending = self._pending, None
-        try:
-            if pending:
-                pending.result()
-        except Exception as error:  # a full disk comes as an error of Orbax' or TensorStore's
-            reason = one_line(error)
-            if "space" in reason.lower() or "ENOSPC" in reason:
-                reason = "no space left on the device"
-            kept = (
-                "; the earlier checkpoints are whole" if any(self.folder.glob(f"*/{SUMS}")) else ""
-            )
-            raise TrainingError(
-                f"cannot write to {self.folder.parent}: {reason[:300]}{kept}: mend it, and go on "
-                "with `resume`"
-            ) from error
 
 
 def _sums(folder: Path) -> str:

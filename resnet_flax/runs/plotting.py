@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resnet_flax.machine.files import whole_file
 from resnet_flax.training.position import EpochResult
 
 if TYPE_CHECKING:
@@ -25,19 +26,20 @@ LONGEST_NAME = 12  # letters that fit above an image
 HEADING, CELL_WIDTH, CELL_HEIGHT, PICTURE, TITLE, GAP = 0.4, 1.35, 1.75, 1.27, 0.4, 0.04
 
 
-def plot_curves(results: list[EpochResult], path: Path) -> None:
+def plot_curves(results: Sequence[EpochResult], path: Path) -> None:
     """Draws D2L's picture: training loss, training and test accuracy over the epochs."""
     epochs = [result.epoch for result in results]
     figure = _new_figure(5, 3.5)
     axes = figure.add_subplot(xlabel="epoch", ylim=(0, 1))
-    plot = partial(axes.plot, epochs, markevery=-(-len(epochs) // MOST_MARKERS))
+    last, between = len(epochs) - 1, -(-len(epochs) // MOST_MARKERS)
+    plot = partial(axes.plot, epochs, markevery=[*range(last % between, last + 1, between)])
     plot([r.loss for r in results], "o-", label="train loss")
     plot([r.train_acc for r in results], "s--", label="train acc")
     plot([r.test_acc for r in results], "^:", label="test acc")
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.4)
     axes.legend()
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) -> None:
@@ -58,7 +60,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
             number = f"{confusion[row, column]}"
             axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(picture, shrink=0.8, format="{x:.0%}", label="share of the true class")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_predictions(
@@ -102,6 +104,11 @@ def _new_figure(width: float, height: float, layout: Any = "constrained") -> "Fi
     return Figure(figsize=(width, height), dpi=DPI, layout=layout)
 
 
+def _save(figure: "Figure", path: Path) -> None:
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
 def _plot_images(
     images: np.ndarray,
     titles: list[str],
@@ -113,7 +120,7 @@ def _plot_images(
     columns = min(max(len(titles), FEWEST_COLUMNS), COLUMNS)
     rows = max(1, -(-len(titles) // columns))
     width, height = CELL_WIDTH * columns, HEADING + CELL_HEIGHT * rows
-    figure = _new_figure(width, height, layout=None)
+    figure = _new_figure(width, height, layout="none")
     figure.suptitle(heading, y=1 - HEADING / 2 / height, va="center", fontsize=11)
     # One frame for all, in inches: with one for each image Matplotlib took three times as long.
     axes = figure.add_axes((0, 0, 1, 1))
@@ -130,7 +137,7 @@ def _plot_images(
         )
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -13,8 +13,8 @@ from resnet_flax.inference.pretrained import Network, save_weights
 from resnet_flax.inference.scores import score, softmax
 from resnet_flax.runs.config import TrainConfig
 from resnet_flax.runs.model_card import MARK, model_card
-from resnet_flax.runs.plotting import plot_confusion, plot_mistakes, plot_predictions
-from resnet_flax.runs.run_folder import CARD, CONFUSION, MISTAKES, PREDICTIONS
+from resnet_flax.runs.plotting import plot_confusion, plot_curves, plot_mistakes, plot_predictions
+from resnet_flax.runs.run_folder import CARD, CONFUSION, CURVES, MISTAKES, PREDICTIONS
 from resnet_flax.training.position import EpochResult
 
 
@@ -29,12 +29,13 @@ def write_results(
     """Writes ``model.safetensors``, the pictures and the card ``README.md`` into a run's folder.
 
     Raises:
-        InputError: when the weights cannot be written.
-        OSError: when anything else cannot.
+        InputError: when the weights or a picture cannot be written.
+        OSError: when the card cannot.
     """
     # On the host: of several processes the first alone is here, and computes with its own devices.
     variables = jax.tree.map(np.asarray, variables)
     save_weights(folder, network, variables)
+    plot_curves(results, folder / CURVES)
 
     images, labels, classes = test_data.images, test_data.labels, network.classes
     logits = compute_logits(network, variables, images)

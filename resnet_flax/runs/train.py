@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from resnet_flax.data import (
     load_dataset,
     shuffled_batches,
 )
+from resnet_flax.errors import one_line
 from resnet_flax.inference.pretrained import Network, read_network, read_tensors
 from resnet_flax.machine.devices import (
     STREAMED_SHARE,
@@ -124,7 +126,10 @@ def train(
     state = initial_state(config, model, data, len(job.feed.sizes))
     network = describe_network(config, model, data, normalization)
     folder = open_run(config, network.as_json()) if first else None
-    with Checkpoints(folder / CHECKPOINTS if folder else None) as checkpoints:
+    with (
+        Checkpoints(folder / CHECKPOINTS if folder else None) as checkpoints,
+        ThreadPoolExecutor(1) as background,
+    ):
         logger.info("run folder: %s", folder)
         with interruption.postponed():  # Orbax, cut off while it reads, prints tracebacks
             state, position = checkpoints.restore(state)
@@ -133,9 +138,12 @@ def train(
         def keep_epoch(state: TrainState, position: Position) -> None:
             if folder:
                 result = position.results[-1]
-                write = partial(write_progress, folder, config, position.results)
-                checkpoints.save(state, position, result.test_acc, write)
+                checkpoints.save(state, position, result.test_acc)
+                write_metrics(folder, position.results)
+                background.submit(show_progress, folder, config, position.results)
                 epoch_ended(result)
+                if result.epoch == config.epochs:  # a signal after the loop would end the writing
+                    checkpoints.finish()
 
         state, position = fit(
             job,
@@ -152,15 +160,17 @@ def train(
     return Run(model, state.variables, position.results, folder)
 
 
-def write_progress(folder: Path, config: TrainConfig, results: list[EpochResult]) -> None:
-    """Writes what tells of the epochs until now; the curves not too often, but after the last."""
-    write_metrics(folder, results)
+def show_progress(folder: Path, config: TrainConfig, results: list[EpochResult]) -> None:
+    """Draws the curves, not too often, and writes TensorBoard's events; a fault stops no run."""
     curves = folder / CURVES
-    is_new = curves.exists() and time.time() - curves.stat().st_mtime < SECONDS_BETWEEN_CURVES
-    if not is_new or results[-1].epoch == config.epochs:
-        plot_curves(results, curves)
-    if config.tensorboard:
-        write_events(results, folder)
+    try:
+        age = time.time() - curves.stat().st_mtime if curves.exists() else math.inf
+        if abs(age) > SECONDS_BETWEEN_CURVES:
+            plot_curves(results, curves)
+        if config.tensorboard:
+            write_events(results, folder)
+    except Exception as error:  # Matplotlib and tensorboardX raise errors of many kinds
+        logger.warning("the progress is not shown (%s)", one_line(error)[:200])
 
 
 def choose_model(config: TrainConfig, pretrained: Network | None) -> tuple[ResNet, TrainConfig]:

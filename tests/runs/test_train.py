@@ -23,8 +23,8 @@ from resnet_flax.errors import InputError, TrainingError
 from resnet_flax.inference.pretrained import read_pretrained
 from resnet_flax.nn.preprocessing import IMAGENET_NORMALIZATION
 from resnet_flax.runs import TrainConfig
-from resnet_flax.runs.train import choose_normalization, load_data, resizing_for, write_progress
-from resnet_flax.training.position import EpochResult
+from resnet_flax.runs.train import choose_normalization, load_data, resizing_for, show_progress
+from resnet_flax.training.position import EpochResult, Position
 from resnet_flax.training.recipes import RECIPES
 from tests.support.finished_run import new_network, write_pretrained
 from tests.support.image_files import write_classes
@@ -68,7 +68,11 @@ def test_links_in_the_data_are_followed_when_asked(tmp_path):
         load_data(TrainConfig(dataset=f"folder:{root}"))
 
 
-def test_curves_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
+def some_results(count: int) -> list[EpochResult]:
+    return [EpochResult(number + 1, 0.5, 0.8, 0.7, 100.0, 2.0) for number in range(count)]
+
+
+def test_curves_are_drawn_now_and_then(tmp_path, monkeypatch):
     drawn = []
 
     def draw(results: list[EpochResult], path: Path) -> None:
@@ -76,15 +80,37 @@ def test_curves_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
         path.touch()
 
     monkeypatch.setattr(sys.modules["resnet_flax.runs.train"], "plot_curves", draw)
-    config = TrainConfig(epochs=5)
-    for count in range(1, 6):
-        results = [EpochResult(number + 1, 0.5, 0.8, 0.7, 100.0, 2.0) for number in range(count)]
-        write_progress(tmp_path, config, results)
-        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == count
-        if count == 3:
-            long_ago = time.time() - 60
-            os.utime(tmp_path / "curves.png", (long_ago, long_ago))
-    assert drawn == [1, 4, 5]
+    for count in range(1, 8):
+        show_progress(tmp_path, TrainConfig(), some_results(count))
+        if count in (3, 5):  # a clock may be set back
+            other = time.time() + (60 if count == 3 else -60)
+            os.utime(tmp_path / "curves.png", (other, other))
+    assert drawn == [1, 4, 6]
+
+
+def test_progress_that_cannot_be_shown_stops_no_run(tmp_path, caplog):
+    (tmp_path / "curves.png").mkdir()
+    os.utime(tmp_path / "curves.png", (0, 0))
+    show_progress(tmp_path, TrainConfig(), some_results(1))
+    assert len(caplog.messages) == 1
+    assert "the progress is not shown (cannot write" in caplog.messages[0]
+    assert caplog.messages[0].endswith("curves.png: Is a directory)")
+
+
+def test_the_last_epoch_is_on_the_disk_before_a_signal_may_end_the_run(
+    tmp_path, monkeypatch, fashion_mnist, tiny
+):
+    kept = []
+
+    def fit(job, state, position, *, epoch_ended, **options):
+        position = Position(some_results(job.epochs))
+        epoch_ended(state, position)
+        kept.extend(tmp_path.glob("run/checkpoints/*/SHA256SUMS"))
+        return state, position
+
+    monkeypatch.setattr(sys.modules["resnet_flax.runs.train"], "fit", fit)
+    trained(tiny, tmp_path / "run")
+    assert len(kept) == 1
 
 
 def test_it_returns_what_it_trained(first_run):
