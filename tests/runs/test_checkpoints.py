@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -190,7 +191,7 @@ def test_what_cannot_be_written_is_told(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_full_from_the_start_leaves_none_to_speak_of(tmp_path, monkeypatch):
     state = new_state(random_data(2))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     with checkpoints_of(TrainConfig(run_dir=tmp_path)) as folder:
         folder.save(state, MIDDLE)
         with pytest.raises(TrainingError, match=r"no space left on the device: mend it, and go on"):
