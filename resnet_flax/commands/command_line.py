@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import typing
 import warnings
 from collections.abc import Callable, Sequence
@@ -122,6 +123,9 @@ def run_command(command: Callable[[], None]) -> int:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False  # Abseil's handler would say it again
+    # tqdm's own lock serves many processes: where Python forks none (3.14, macOS) it starts a
+    # watcher, which says after an interrupted run that a semaphore leaked.
+    tqdm.set_lock(threading.RLock())
     # A cache that cannot be written is done without, whosever it is.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "Error .* persistent compilation cache")

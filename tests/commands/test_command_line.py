@@ -2,6 +2,7 @@ import dataclasses
 import re
 import shlex
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -210,6 +211,19 @@ def test_how_to_go_on_is_a_short_command_that_works(given, again, monkeypatch, c
         f"{again}\n",
         capsys.readouterr().err,
     )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_nothing_is_said_after_a_process_that_ended_at_once(method):
+    """Python's start methods of processes: the default differs by system and version."""
+    program = f"""
+import logging, multiprocessing, os
+from resnet_flax.commands.command_line import run_command
+multiprocessing.set_start_method({method!r})
+run_command(lambda: logging.getLogger("resnet_flax").info("said"))
+os._exit(0)"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "said\n")
 
 
 def test_bugs_keep_their_traceback():
