@@ -17,7 +17,7 @@ from resnet_flax.errors import InputError
 
 # jaxlib 0.10.2 hands reductions, products and convolutions to YNNPACK, which gets some large
 # reductions wrong (jax#39103; tests/machine/test_runtime.py shows it) and trains this network at
-# two thirds of the speed of XLA's own path.
+# two thirds of the speed of XLA's own path; that of 0.12.0.1, at four fifths.
 YNNPACK_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 # Without this pass optimisation barriers last until the code is generated: XLA then no longer
 # computes a layer again inside the transposition of its output, which took a third of a step.
@@ -31,7 +31,7 @@ def configure_runtime(*, deterministic: bool = False) -> None:
 
     What the user has set in the environment always wins.
 
-    * YNNPACK is turned off on CPUs (``XLA_FLAGS``): some of its reductions are wrong.
+    * YNNPACK is turned off on CPUs (``XLA_FLAGS``): it is slower, and wrong in jaxlib 0.10.2.
     * Without an accelerator, optimisation barriers are kept (``XLA_FLAGS``), for speed; and, on
       Linux, the C library keeps freed memory, unless ``GLIBC_TUNABLES`` says how.
     * The GPU's memory is taken as needed instead of three quarters of it at once
