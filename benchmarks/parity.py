@@ -1,4 +1,4 @@
-"""The largest difference from PyTorch at each of the five levels of `tests/parity.py`.
+"""The largest difference from PyTorch at each of the five levels of `tests/support/parity.py`.
 
 ``python -m benchmarks.parity`` makes the README's table: for each module and dtype the norm of the
 difference of the tensor that is furthest off, as a share of its layer's norm. Random images of

@@ -73,6 +73,19 @@ def test_every_page_is_in_the_navigation():
     assert [page.name for page in PAGES if f" {page.name}\n" not in navigation] == []
 
 
+def test_files_that_are_named_are_there():
+    top = "tests|benchmarks|docs|examples|resnet_flax"
+    named = re.compile(rf"(?<![\w./-])(?:{top})/[\w/]+\.(?:py|md|json|png)\b")
+    sources = [path for folder in top.split("|") for path in (ROOT / folder).rglob("*.py")]
+    absent = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sources]
+        for name in named.findall(path.read_text())
+        if not (ROOT / name).exists() and "NAME" not in name
+    }
+    assert absent == set()
+
+
 @pytest.mark.parametrize("file", ["CHANGELOG.md", "CITATION.cff"])
 def test_the_version_is_told(file):
     assert re.search(rf"\b{re.escape(VERSION)}\b", (ROOT / file).read_text())
