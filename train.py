@@ -1,6 +1,6 @@
 """Trains a residual network: ``python train.py --epochs 10`` is D2L's run.
 
-The job as a story is resnet_flax/commands/train.py; installed, ``resnet-flax train`` does the same.
+The job as a story is resnet_flax/runs/train.py; installed, ``resnet-flax train`` does the same.
 """
 
 import sys

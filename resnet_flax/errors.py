@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, though the input was good; programs print it and exit with code 1."""
+    """Training that has begun cannot go on; programs print the message and exit with code 1."""
 
 
 def one_line(error: Exception) -> str:

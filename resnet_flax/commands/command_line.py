@@ -66,7 +66,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
     )
     hints = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
-        text = field.metadata["help"]
+        text = with_flags(field.metadata["help"])
         if hints[field.name] is bool:
             parser.add_argument(flag(field.name), action="store_true", help=text)
             continue

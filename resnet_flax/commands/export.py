@@ -17,7 +17,9 @@ def main() -> None:
     parser = OneLineParser("python -m resnet_flax export", description=does, allow_abbrev=False)
     parser.add_argument("network", metavar="NETWORK", help=NETWORK)
     parser.add_argument("--to", required=True, choices=CHOICES)
-    where = "(default: model.stablehlo, model.onnx or huggingface, in the folder)"
+    where = (
+        "(default: model.stablehlo, model.onnx or huggingface, in the folder, or here for a name)"
+    )
     parser.add_argument("--output", type=Path, help=where)
     uploads = "upload the huggingface folder to this repository on the Hugging Face hub"
     parser.add_argument("--push", metavar="OWNER/NAME", help=uploads)

@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class Resizing(NamedTuple):
-    """How a pretrained network's images were made square, to the pixel: resized, then cropped.
+    """How images were made square for a network, to the pixel: resized, then cropped.
 
     Attributes:
         side: pixels, at least the image size; the shorter side is resized to it, and the image's

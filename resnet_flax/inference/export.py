@@ -46,6 +46,7 @@ def export(
 
     Raises:
         InputError: when the network cannot be read, or the file not be written.
+        RuntimeError: when the file's logits are not the network's.
     """
     if to not in CHOICES:
         raise InputError(f"unknown format {to!r}: choose from {', '.join(CHOICES)}")

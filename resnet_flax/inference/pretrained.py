@@ -59,7 +59,8 @@ class Network:
         dataset: its name, as of ``train.py --dataset``.
         seed: decides which of its images are for testing, where it does not say.
         fit: how a picture is made one of its images, as of `resnet_flax.data.Splits`.
-        resizing: how it is in the place of that, where the network was pretrained elsewhere.
+        resizing: how it is in the place of that, where the network was pretrained elsewhere, or by
+            a recipe with a ``crop_share``.
         normalization: of the channels of images in [0, 1].
     """
 
@@ -137,7 +138,7 @@ def from_pretrained(where: str | os.PathLike[str]) -> tuple[ResNet, dict[str, An
 
     Raises:
         InputError: when a file is missing, unreadable, damaged, or not of the network; when the
-            network is none of `resnet_flax.ARCHITECTURES`; when a name cannot be fetched.
+            network is none that `ResNet` can be; when a name cannot be fetched.
     """
     network, variables = read_pretrained(where)
     return network.model, variables

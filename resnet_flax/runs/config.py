@@ -118,7 +118,7 @@ class TrainConfig:
     )
     tensorboard: bool = _flag("write event files for TensorBoard into the run folder", False)
     deterministic: bool = _flag(
-        "the same bits in every run on the same machine (a GPU is slower then; a CPU always is so)",
+        "the same bits in every run on the same machine, on a GPU too; a CPU needs no flag",
         False,
     )
     coordinator: str | None = _flag(

@@ -21,7 +21,7 @@ def import_tensorboard() -> Any:
         import tensorboardX
     except ImportError as error:
         raise InputError(
-            "--tensorboard needs tensorboardX, which is not installed: "
+            "`tensorboard` needs tensorboardX, which is not installed: "
             'pip install "resnet_flax[tensorboard]"'
         ) from error
     return tensorboardX

@@ -83,7 +83,8 @@ def train(
     Raises:
         InputError: when something asked for is not there or does not fit, or a file cannot be
             written.
-        TrainingError: when the loss is no longer finite, or a checkpoint cannot be written.
+        TrainingError: when the loss is no longer finite, a checkpoint cannot be written, or an
+            image that is decoded while training cannot be read.
         Interrupted: when a watched signal came; what was reached is saved.
     """
     config = resolve(config)

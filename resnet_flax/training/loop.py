@@ -67,7 +67,8 @@ def fit(
         interruption: read after each step.
 
     Raises:
-        TrainingError: when the loss is no longer finite; what was saved stays.
+        TrainingError: when the loss is no longer finite, or images cannot be read; what was saved
+            stays.
         Interrupted: when the run was asked to stop; what was reached is saved.
     """
     if position.epoch > job.epochs:

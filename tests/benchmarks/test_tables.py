@@ -14,7 +14,7 @@ from tests.support.snippets import ROOT
 FILES = sorted(RESULTS.glob("*.json"))
 FIGURE = re.compile(r"\d\.\d|\d,\d{3}|\d[x%]|\de-\d|\| *\d+ *\|")
 # Tables of words, which mention a number.
-WORDS = ["| 2. train a step | `train_step`, for a data set of bytes on the device |"]
+WORDS = ["| 2. train a step | `train_step`, for batches of bytes from any loader |"]
 
 
 def name(path: Path) -> str:

@@ -106,7 +106,8 @@ def test_help_explains_every_flag_with_its_default(capsys):
     assert stop.value.code == 0
     for field in dataclasses.fields(TrainConfig):
         assert flag(field.name) in text
-        assert " ".join(field.metadata["help"].split()) in text
+        assert " ".join(with_flags(field.metadata["help"]).split()) in text
+    assert "`" not in text  # fields
     for default in ("10", "256", "0.05", "96", "resnet18", "d2l", "float32"):
         assert f"(default: {default})" in text
 
