@@ -66,7 +66,11 @@ def export(
 
 
 def export_stablehlo(network: Network, variables: Any) -> bytes:
-    """Serialises a network in evaluation as StableHLO, for `jax.export.deserialize`."""
+    """Serialises a network in evaluation as StableHLO, for `jax.export.deserialize`.
+
+    Raises:
+        RuntimeError: when the file's logits are not the network's.
+    """
     shape = (*jax_export.symbolic_shape("N"), *image_shape(network))
     program = jax.jit(partial(_classify, network, variables))
     export_for = jax_export.export(program, platforms=PLATFORMS)
@@ -81,6 +85,7 @@ def export_onnx(network: Network, variables: Any) -> bytes:
 
     Raises:
         InputError: when the extra ``onnx`` is not installed.
+        RuntimeError: when the file's logits are not the network's.
     """
     try:
         import onnxruntime
